@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
 from hlscore.cli import options as o
-from hlscore.errors import BudgetError, UsageError
+from hlscore.errors import UsageError
 from hlscore.settings import (
-    MEMORY_PANEL,
     CandidateSettings,
     MemorySettings,
     ModelSettings,
     PlanSettings,
     option,
+    parse_bytes,
     settings_in,
 )
 from hlscore.views.progress import status
@@ -25,7 +24,7 @@ _Shape = Annotated[
 ]
 
 
-@o.takes_settings
+@o.command()
 def modules(
     settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
@@ -38,32 +37,30 @@ def modules(
 
     **Examples**
 
-    `hlscore modules builtin:tiny`
-
-    `hlscore modules Qwen/Qwen3-8B --all`
+    - `hlscore modules builtin:tiny`
+    - `hlscore modules Qwen/Qwen3-8B --all`
     """
     from hlscore.views.model import print_modules
 
     with status("building the model's shape"):
+        from hlscore.inputs.identity import count_params
         from hlscore.inputs.model import load_shape
         from hlscore.inputs.modules import find_modules
 
         shape, _ = load_shape(replace(settings, ignore_adapter=True))
         found = find_modules(shape, candidates)
-        total = sum(parameter.numel() for parameter in shape.parameters())
+        total = count_params(shape)
     print_modules(found, settings.model, total, show_all=show_all, as_json=as_json)
 
 
 def _bytes(text: str, flag: str) -> int:
-    from hlscore.planning.budget import parse_budget
-
-    with suppress(BudgetError):
-        if (size := parse_budget(text)).unit == "bytes":
-            return size.amount
-    raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
+    size = parse_bytes(text) or 0
+    if not 1 <= size <= 2**60:
+        raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
+    return int(size)
 
 
-@o.takes_settings
+@o.command()
 def estimate(
     settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
@@ -71,21 +68,17 @@ def estimate(
         PlanSettings,
         o.Options(
             only=("budget", "rank", *settings_in(MemorySettings)),
-            changes={
-                "budget": {
-                    "help": "Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % "
-                    "of their parameters. 500M: that many parameters.",
-                },
-                "rank": {
-                    "help": "LoRA rank of the modules that are not trained in full.",
-                },
+            budget={
+                "help": "Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % "
+                "of their parameters. 500M: that many parameters."
             },
+            rank={"help": "LoRA rank of the modules that are not trained in full."},
         ),
     ],
     gpu: int | None = option(
         None,
         "Memory of the device, such as 24GiB: say which trainings fit.",
-        MEMORY_PANEL,
+        MemorySettings.panel,
         parse=_bytes,
     ),
     as_json: bool = o.JSON,
@@ -94,9 +87,8 @@ def estimate(
 
     **Examples**
 
-    `hlscore estimate Qwen/Qwen3-8B --gpu 80GiB`
-
-    `hlscore estimate builtin:tiny --budget 0.1p --optimizer adamw8bit --train-length 512`
+    - `hlscore estimate Qwen/Qwen3-8B --gpu 80GiB`
+    - `hlscore estimate builtin:tiny --budget 0.1p --optimizer adamw8bit --train-length 512`
     """
     from hlscore.planning.estimate import check_budget
     from hlscore.planning.estimate import estimate as estimate_memory
@@ -105,14 +97,14 @@ def estimate(
 
     check_budget(plan.budget)
     with status("building the model's shape"):
-        from hlscore.inputs.identity import dimensions, parameter_sizes
+        from hlscore.inputs.identity import count_params, dimensions, parameter_sizes
         from hlscore.inputs.model import load_shape
-        from hlscore.inputs.modules import find_modules
+        from hlscore.inputs.modules import candidates_of, find_modules
 
         built, _ = load_shape(replace(settings, ignore_adapter=True))
         shape = ModelShape(
-            n_params=sum(parameter.numel() for parameter in built.parameters()),
-            dimensions=dimensions(built),
+            n_params=count_params(built),
+            dimensions=dimensions(built, candidates_of(find_modules(built))),
             modules=find_modules(built, candidates),
             parameters=parameter_sizes(built),
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hlscore.rollouts.records import RolloutSet
 
 
-@o.takes_settings
+@o.command()
 def rank(
     settings: Annotated[RankSettings, o.Options(without=("baseline",))],
     out: Path | None = o.OUT,
@@ -36,25 +36,16 @@ def rank(
 
     **Examples**
 
-    `hlscore rank builtin:tiny --budget 0.1`
-
-    `hlscore rank Qwen/Qwen3-0.6B --data train.jsonl --rank 32`
-
-    `hlscore rank ./model --budget 0.1p --column prompt=question --column completion=answer`
-
-    `hlscore rank ./model --data prompts.jsonl --objective grpo --reward math`
-
-    `hlscore rank ./model --data pairs.jsonl --objective dpo --beta 0.1`
-
-    `hlscore rank ./model --data train.jsonl --movement gradient`
-
-    `hlscore rank ./model --estimator sketch --load-in 4bit`
-
-    `hlscore rank ./model --data none --score snr`
-
-    `hlscore rank ./model --update ./run-seed-0 --update ./run-seed-1`
-
-    `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
+    - `hlscore rank builtin:tiny --budget 0.1`
+    - `hlscore rank Qwen/Qwen3-0.6B --data train.jsonl --rank 32`
+    - `hlscore rank ./model --budget 0.1p --column prompt=question --column completion=answer`
+    - `hlscore rank ./model --data prompts.jsonl --objective grpo --reward math`
+    - `hlscore rank ./model --data pairs.jsonl --objective dpo --beta 0.1`
+    - `hlscore rank ./model --data train.jsonl --movement gradient`
+    - `hlscore rank ./model --estimator sketch --load-in 4bit`
+    - `hlscore rank ./model --data none --score snr`
+    - `hlscore rank ./model --update ./run-seed-0 --update ./run-seed-1`
+    - `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
     # What can be refused at once is refused before torch is even imported.
     from hlscore.artifacts import files
@@ -62,19 +53,17 @@ def rank(
     from hlscore.scores.registry import check_of_updates, check_without_probes
 
     check_plan_settings(settings.plan)
-    no_probes = ""  # the option that replaces them
+    no_probes = settings.no_probes
     if settings.updates:
-        no_probes = "--update"
         check_of_updates(settings.plan.score)
-    elif settings.data.without_probes:
-        no_probes = "--data none"
+    elif no_probes:
         check_without_probes(settings.plan.score)
     if settings.objective.rewards:
         from hlscore.rollouts.rewards import check_rewards
 
         check_rewards(settings.objective.rewards, settings.objective.reward_weights)
     if dry_run:
-        _forecast(settings, probed=not no_probes, as_json=as_json)
+        _forecast(settings, as_json=as_json)
         return
     process = started_as()
     if no_probes and resume:
@@ -125,15 +114,14 @@ def _score(
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, rank_model, score_updates, score_weights
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_model, load_sharded, resolve_device
-        from hlscore.inputs.placement import dtype_warning
+        from hlscore.inputs.model import dtype_warning, load_model, load_sharded
     if settings.updates:
         with terminal_progress() as progress:
             return score_updates(settings, progress)[0]
     if settings.data.without_probes:
         with terminal_progress() as progress:
             return score_weights(settings, progress)
-    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
+    warn(dtype_warning(settings.model))
     with status("reading probe data"):
         examples = read_probes(settings)
     storage = Storage(folder=folder, every_seconds=save_every or float("inf"), resume=resume)
@@ -165,20 +153,24 @@ def _score(
             raise type(error)(error.message, hint=hint.strip()) from error
 
 
-def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
+def _forecast(settings: RankSettings, *, as_json: bool) -> None:
     """Say what a run would do."""
     with status("loading torch and transformers"):
         from hlscore.flow import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
-        from hlscore.inputs.placement import dtype_warning
+        from hlscore.inputs.model import (
+            dtype_warning,
+            load_shape,
+            load_tokenizer,
+            resolve_device,
+        )
         from hlscore.views.forecast import print_forecast
     device = resolve_device(settings.model.device)
-    warn(dtype_warning(settings.model, device))
-    with status(f"reading configuration{' and probe data' if probed else ''}"):
-        model, files = load_shape(settings.model)
-        if probed:
-            tokenizer, examples = load_tokenizer(files, settings.model), read_probes(settings)
+    warn(dtype_warning(settings.model))
+    with status(f"reading configuration{'' if settings.no_probes else ' and probe data'}"):
+        model, source = load_shape(settings.model)
+        if not settings.no_probes:
+            tokenizer, examples = load_tokenizer(source), read_probes(settings)
             found: Any = forecast(model, tokenizer, examples, settings, device)
         else:
             found = forecast_weights(model, settings)

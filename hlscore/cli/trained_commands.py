@@ -16,7 +16,6 @@ from hlscore.errors import UsageError
 from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hlscore.settings import (
     DEFAULT_RANK,
-    PLAN_PANEL,
     CandidateSettings,
     CaptureSettings,
     DataSettings,
@@ -28,7 +27,6 @@ from hlscore.settings import (
 from hlscore.views.progress import status, terminal_progress
 
 if TYPE_CHECKING:
-    from hlscore.inputs.stored_weights import StoredWeights
     from hlscore.inputs.trained import Adapter
 
 _AUDIT_FILE = "audit.parquet"
@@ -37,28 +35,21 @@ _RUN = option(MISSING, "A trained PEFT adapter: directory or hub id.", argument=
 _OUT = option(MISSING, "Folder to write.", short="o")
 _FILES = ("model", "revision", "trust_remote_code")
 _BASE = {
-    "model": {
-        "help": "Base model that the training started from: hub id or directory.",
-        "argument": False,
-    }
+    "help": "Base model that the training started from: hub id or directory.",
+    "argument": False,
 }
-_Base = Annotated[ModelSettings, o.Options(only=(*_FILES, "device"), changes=_BASE)]
+_Base = Annotated[ModelSettings, o.Options(only=(*_FILES, "device"), model=_BASE)]
+_DATA = {"help": "Also load the models and report the loss on this data, before and after."}
 _HeldOut = Annotated[
     DataSettings,
     o.Options(
         only=("data", "columns", "samples", "max_length"),
-        changes={
-            **o.SUPERVISED,
-            "data": {
-                "help": "Also load the models and report the loss on this data, before and after.",
-                "default": "",
-            },
-        },
+        **o.SUPERVISED | {"data": _DATA | {"default": ""}},
     ),
 ]
 
 
-@o.takes_settings
+@o.command()
 def audit(
     base: _Base,
     held_out: _HeldOut,
@@ -68,11 +59,9 @@ def audit(
         o.Options(
             PlanSettings,
             only=("rank",),
-            changes={
-                "rank": {
-                    "help": "LoRA rank beyond which energy is counted.",
-                    "default": f"the plan's, or {DEFAULT_RANK}",
-                }
+            rank={
+                "help": "LoRA rank beyond which energy is counted.",
+                "default": f"the plan's, or {DEFAULT_RANK}",
             },
         ),
     ],
@@ -80,7 +69,7 @@ def audit(
         MISSING, "A PEFT adapter or a fine-tuned model: directory or hub id.", argument=True
     ),
     plan: Path | None = option(
-        None, "The plan.json of the training, to compare with what happened.", PLAN_PANEL
+        None, "The plan.json of the training, to compare with what happened.", PlanSettings.panel
     ),
     out: Path | None = option(
         None,
@@ -98,11 +87,9 @@ def audit(
 
     **Examples**
 
-    `hlscore audit ./hybrid-run --model Qwen/Qwen3-0.6B --plan plan.json`
-
-    `hlscore audit ./full-run --model ./base --json`
-
-    `hlscore audit ./hybrid-run --model ./base --data general.jsonl`
+    - `hlscore audit ./hybrid-run --model Qwen/Qwen3-0.6B --plan plan.json`
+    - `hlscore audit ./full-run --model ./base --json`
+    - `hlscore audit ./hybrid-run --model ./base --data general.jsonl`
     """
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.artifacts.report import write_report
@@ -135,7 +122,7 @@ def audit(
     print_audit(found, target, plan, losses, top=top, as_json=as_json)
 
 
-@o.takes_settings
+@o.command()
 def extract_lora(
     base: _Base,
     held_out: _HeldOut,
@@ -144,7 +131,7 @@ def extract_lora(
     max_rank: int = option(
         64,
         "Largest LoRA rank; vLLM loads up to 512.",
-        PLAN_PANEL,
+        PlanSettings.panel,
         low=1,
         high=512,
         hint="Use 1 to 512: vLLM loads no more.",
@@ -152,7 +139,7 @@ def extract_lora(
     max_error: float | None = option(
         None,
         "Largest relative error of a module's update: takes the smallest rank within it.",
-        PLAN_PANEL,
+        PlanSettings.panel,
         above=0,
         below=1,
         hint="Use a share, such as 0.05.",
@@ -169,37 +156,34 @@ def extract_lora(
 
     **Examples**
 
-    `hlscore extract-lora ./hybrid-run --model Qwen/Qwen3-0.6B -o ./plain --max-rank 64`
-
-    `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
+    - `hlscore extract-lora ./hybrid-run --model Qwen/Qwen3-0.6B -o ./plain --max-rank 64`
+    - `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
     """
     check_folder(out, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), force=force)
-    adapter, weights = _opened(run, base)
+    adapter = _opened(run, base)
     with status("loading torch"):
         from safetensors.torch import save_file
 
         from hlscore.inputs.model import resolve_device
-        from hlscore.serving.plain_adapter import plain_adapter
+        from hlscore.serving import plain_adapter
         from hlscore.views.trained import print_plain_adapter
     with terminal_progress() as progress:
         progress.start("decomposing", len(adapter.parameters), "modules")
         found = plain_adapter(
-            adapter, weights, max_rank=max_rank, max_error=max_error,
+            adapter, max_rank=max_rank, max_error=max_error,
             device=resolve_device(base.device), advance=progress.advance,
         )  # fmt: skip
-    config = found.config | {"base_model_name_or_path": base.model}
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     write_files(out, {
-        ADAPTER_CONFIG: text,
+        ADAPTER_CONFIG: json.dumps(found.config, indent=2, sort_keys=True) + "\n",
         ADAPTER_WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
     })  # fmt: skip
     losses = _held_out_losses({"trained": run, "as plain LoRA": str(out)}, base, held_out)
     print_plain_adapter(found, losses, base.model, out, top=top, as_json=as_json)
 
 
-@o.takes_settings
+@o.command()
 def merge(
-    base: Annotated[ModelSettings, o.Options(only=_FILES, changes=_BASE)],
+    base: Annotated[ModelSettings, o.Options(only=_FILES, model=_BASE)],
     run: str = _RUN,
     out: Path = _OUT,
     force: bool = o.FORCE,
@@ -211,37 +195,36 @@ def merge(
 
     **Examples**
 
-    `hlscore merge ./hybrid-run --model Qwen/Qwen3-0.6B -o ./merged`
+    - `hlscore merge ./hybrid-run --model Qwen/Qwen3-0.6B -o ./merged`
     """
     check_folder(out, ("config.json", "model.safetensors"), force=force)
-    adapter, weights = _opened(run, replace(base, device="cpu"))
-    if out.resolve() in (weights.directory.resolve(), adapter.folder.resolve()):
+    adapter = _opened(run, replace(base, device="cpu"))
+    if out.resolve() in (adapter.base.directory.resolve(), adapter.folder.resolve()):
         raise UsageError(f"--out '{out}' is the base or the adapter.", hint="Give another folder.")
-    from hlscore.serving.merge_files import merge_writers
+    from hlscore.serving import merge_writers
     from hlscore.views.trained import print_merged
 
     changed = len(adapter.parameters)
     with terminal_progress() as progress:
         progress.start("merging", changed, "tensors")
-        writers = merge_writers(adapter, weights, progress.advance)
+        writers = merge_writers(adapter, progress.advance)
         check_folder(out, tuple(writers), force=force)
         paths = write_files(out, writers)
     print_merged(out, changed, paths, as_json=as_json)
 
 
-def _opened(run: str, base: ModelSettings) -> tuple[Adapter, StoredWeights]:
-    """The adapter of a training and the weights that it was trained on."""
+def _opened(run: str, base: ModelSettings) -> Adapter:
+    """The adapter of a training beside the weights that it was trained on."""
     with status("loading torch and transformers"):
         from hlscore.inputs.stored_weights import StoredWeights
         from hlscore.inputs.trained import Adapter, open_trained
-    weights = StoredWeights(base)
-    trained = open_trained(run, weights, base)
+    trained = open_trained(run, StoredWeights(base), base)
     if not isinstance(trained, Adapter):
         raise UsageError(
             f"'{run}' is a whole model: it can be served as it is.",
             hint="Name a folder with adapter_config.json.",
         )
-    return trained, weights
+    return trained
 
 
 def _held_out_losses(

@@ -14,34 +14,23 @@ from typing import Annotated
 from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted, UsageError
-from hlscore.settings import (
-    DEFAULT_SAMPLES,
-    NOT_VALIDATED,
-    TRIAL_PANEL,
-    ValidateSettings,
-    build,
-    option,
-)
+from hlscore.settings import DEFAULT_SAMPLES, NOT_VALIDATED, ValidateSettings, build, option
 from hlscore.views.progress import status, terminal_progress, warn
 
+_SAMPLES = "all; of a hub data set as many as the steps need"
 
-@o.takes_settings
+
+@o.command()
 def validate(
     given: Annotated[
         o.Given,
         o.Options(
             ValidateSettings,
             without=NOT_VALIDATED,
-            changes={
-                **o.SUPERVISED,
-                "samples": {
-                    "help": o.SUPERVISED["samples"]["help"],
-                    "default": "all; of a hub data set as many as the steps need",
-                },
-            },
+            **o.SUPERVISED | {"samples": o.SUPERVISED["samples"] | {"default": _SAMPLES}},
         ),
     ],
-    plan: Path = option(MISSING, "The plan.json to validate.", TRIAL_PANEL, short="p"),
+    plan: Path = option(MISSING, "The plan.json to validate.", ValidateSettings.panel, short="p"),
     out: Path | None = o.OUT,
     force: bool = o.FORCE,
     resume: bool = option(False, "Continue an interrupted validation."),
@@ -55,9 +44,8 @@ def validate(
 
     **Examples**
 
-    `hlscore validate builtin:tiny --plan hlscore-out/builtin-tiny/plan.json`
-
-    `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
+    - `hlscore validate builtin:tiny --plan hlscore-out/builtin-tiny/plan.json`
+    - `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
     """
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.views.validation import print_trial_forecast, print_validation
@@ -78,11 +66,10 @@ def validate(
     from hlscore.inputs.placement import quiet_libraries
 
     with quiet_libraries():
-        from hlscore.inputs.model import resolve_device
-        from hlscore.inputs.placement import dtype_warning
+        from hlscore.inputs.model import dtype_warning
         from hlscore.validation import run
 
-    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
+    warn(dtype_warning(settings.model))
     with status("loading"):
         trial = run.prepare(settings, planned)
     if dry_run:

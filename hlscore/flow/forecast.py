@@ -19,7 +19,7 @@ from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
-from hlscore.records import Candidate, Fingerprint
+from hlscore.records import Candidate
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
 from hlscore.rollouts.sampling import prompts_of, room_for
@@ -132,8 +132,7 @@ def _modules(
     model: PreTrainedModel, settings: RankSettings
 ) -> tuple[tuple[Candidate, ...], str, int]:
     """Every module, the unit of the budget, one of it, and how many it allows."""
-    unknown = Fingerprint(structure="", weights="")
-    identity = identify(model, settings.model.model, None, unknown)
+    identity = identify(model, settings.model.model, None, weights_hash="")
     modules = modules_to_plan(model, identity, settings)
     budget = parse_budget(settings.plan.budget)
     limit = budget.limit([item.n_params for item in candidates_of(modules)])

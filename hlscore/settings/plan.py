@@ -14,8 +14,6 @@ Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd"
 Master = Literal["fp32", "bf16"]
 BaseBits = Literal[16, 8, 4]
 
-PLAN_PANEL = "Plan"
-MEMORY_PANEL = "Training memory"
 LARGEST_RANK = 8192
 LARGEST_ALPHA = 64 * LARGEST_RANK
 DEFAULT_RANK = 16
@@ -35,7 +33,7 @@ def parse_ranks(text: str, flag: str) -> tuple[int, ...]:
 class MemorySettings:
     """What the memory of the training depends on besides the plan."""
 
-    panel: ClassVar = MEMORY_PANEL
+    panel: ClassVar = "Training memory"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     optimizer: Optimizer = option("adamw", "Optimizer of the training.")
@@ -58,7 +56,7 @@ class MemorySettings:
 class PlanSettings:
     """How scores become a plan."""
 
-    panel: ClassVar = PLAN_PANEL
+    panel: ClassVar = "Plan"
     # A plan file holds these settings, and no unknown keys.
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hlscore.flow import Audit
-from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
+from hlscore.serving import ENGINE_RANKS, PlainAdapter
 from hlscore.views.summary import headline, run_notes
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
 from hlscore.wording import count, first_of, measure, percent, visible

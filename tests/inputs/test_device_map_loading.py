@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,8 +22,7 @@ from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import input_device, load_model, load_shape
 from hlscore.inputs.weights import offload_source
-from hlscore.settings import CandidateSettings, ModelSettings
-from hlscore.settings.model import parse_memory
+from hlscore.settings import CandidateSettings, ModelSettings, settings_in
 
 Saved = tuple[Path, PreTrainedModel]
 once = pytest.mark.parametrize("saved", ["qwen3"], indirect=True)
@@ -183,11 +181,11 @@ def test_memory_of_devices_is_read() -> None:
     sizes = {"cpu": "1.5GiB", "0": "20 GB", "1": "3kb", "mps": "2TiB"}
     found = ModelSettings(model="m", device_map="auto", max_memory=sizes).max_memory_bytes
     assert found == {"cpu": 3 * 2**29, "0": 20 * 10**9, "1": 3000, "mps": 2 * 2**40}
-    assert parse_memory(["0=20GiB", "cpu=64GiB"], "--max-memory") == {"0": "20GiB", "cpu": "64GiB"}
-    with pytest.raises(UsageError, match="is not DEVICE=SIZE"):
-        parse_memory(["20GiB"], "--max-memory")
-    with pytest.raises(UsageError, match="device '0' twice"):
-        parse_memory(["0=20GiB", "0=10GiB"], "--max-memory")
+    read = settings_in(ModelSettings)["max_memory"].read
+    assert read(["0=20GiB", "cpu=64GiB"]) == {"0": "20GiB", "cpu": "64GiB"}
+    for typed, says in ((["20GiB"], "is not DEVICE=SIZE"), (["0=2GB", "0=1GB"], "'0' twice")):
+        with pytest.raises(UsageError, match=says):
+            read(typed)
 
 
 @once
@@ -203,14 +201,6 @@ def test_what_cannot_hold_weights_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         load_model(half_on_disk(*saved, **options))
-
-
-@once
-def test_missing_accelerate_is_named(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ModelError, match="--device-map needs the package accelerate") as caught:
-        load_model(ModelSettings(model=str(saved[0]), device_map="auto"))
-    assert caught.value.hint == "pip install 'hlscore[devices]'"
 
 
 @once

@@ -207,7 +207,7 @@ PROMPT_ROWS: dict[str, tuple[Rows, str]] = {
     "long": ([{"prompt": "x" * 300}] * 3, "each fills the context of 256 tokens"),
     "empty": ([{"prompt": ""}] * 3, "all are empty"),
     "no prompt": ([{"question": "x"}] * 3, "--column prompt=question"),
-    "no text": ([{"prompt": True}] * 3, "is bool, not text"),
+    "no text": ([{"prompt": True}] * 3, "is a boolean, not text"),
     "no messages": ([{"prompt": []}] * 3, "not a list of messages"),
 }
 ROLLOUTS: dict[str, tuple[Rows, str]] = {
@@ -221,7 +221,7 @@ ROLLOUTS: dict[str, tuple[Rows, str]] = {
     ),
     "text": (
         changed(GROUPS, 3, reward="good"),
-        "Column 'reward' of example 3 in '{path}' is str, not a number.",
+        "Column 'reward' of example 3 in '{path}' is a string, not a number.",
     ),
     "no reward": (everywhere(GROUPS, reward=None), "None of the 12 completions"),
     "equal": (everywhere(GROUPS, reward=0.5), "all rewards are equal (mean 0.5): no gradient"),
