@@ -25,12 +25,13 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
 from hlscore.records import ProbeSummary
 from hlscore.settings import CandidateSettings, RankSettings
+from hlscore.steps import Silent
 
 CONFIGS = Path(__file__).parent / "configs"
 VOCABULARY = 8192

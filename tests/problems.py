@@ -9,13 +9,14 @@ from families import FAMILIES
 from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.identity import identify
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
+from hlscore.steps import Silent
 
 RANK = 3
 

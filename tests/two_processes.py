@@ -17,11 +17,13 @@ from tokens import byte_tokenizer
 from torch import distributed
 
 from hlscore import processes as module
-from hlscore.flow import Silent, Storage, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.gradients.progress import ProgressFile
 from hlscore.inputs.identity import identify
 from hlscore.processes import Processes, joined
 from hlscore.settings import RankSettings
+from hlscore.steps import Silent
+from hlscore.unfinished import Storage
 
 RUNS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},

@@ -13,7 +13,7 @@ from hlscore.unfinished import remove_unfinished, unfinished_runs
 from hlscore.views.progress import status, terminal_progress, warn
 
 if TYPE_CHECKING:
-    from hlscore.flow import RankResult
+    from hlscore.flow.result import RankResult
     from hlscore.rollouts.records import RolloutSet
 
 
@@ -112,9 +112,12 @@ def _score(
 ) -> RankResult | None:
     """Report and plan; `None` in all but the main process."""
     with status("loading torch and transformers"):
-        from hlscore.flow import Storage, rank_model, score_updates, score_weights
+        from hlscore.flow.rank import rank_model
+        from hlscore.flow.updates import score_updates
+        from hlscore.flow.weights_alone import score_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import dtype_warning, load_model, load_sharded
+        from hlscore.unfinished import Storage
     if settings.updates:
         with terminal_progress() as progress:
             return score_updates(settings, progress)[0]
@@ -156,7 +159,7 @@ def _score(
 def _forecast(settings: RankSettings, *, as_json: bool) -> None:
     """Say what a run would do."""
     with status("loading torch and transformers"):
-        from hlscore.flow import forecast, forecast_weights
+        from hlscore.flow.forecast import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import (
             dtype_warning,

@@ -107,7 +107,8 @@ def audit(
     )
     check_folder(target.parent, (target.name,), force=force)
     with status("loading torch and transformers"):
-        from hlscore.flow import audit_of, score_updates
+        from hlscore.flow.audit import audit_of
+        from hlscore.flow.updates import score_updates
         from hlscore.views.trained import print_audit
     with terminal_progress() as progress:
         result, movements = score_updates(settings, progress)

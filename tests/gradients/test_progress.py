@@ -19,15 +19,15 @@ from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.flow import Silent, Storage, rank_model
-from hlscore.flow.rank import encode_probes
+from hlscore.flow.rank import encode_probes, rank_model
 from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.inputs.identity import identify
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
-from hlscore.unfinished import first_difference, remove_unfinished, unfinished_runs
+from hlscore.steps import Silent
+from hlscore.unfinished import Storage, first_difference, remove_unfinished, unfinished_runs
 from hlscore.views import progress as lines
 
 EXAMPLES = completions(12)

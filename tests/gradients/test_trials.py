@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import hlscore
 from hlscore.errors import CaptureError, UsageError
-from hlscore.flow import Silent, Storage, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.sums import ExactGradients
@@ -31,6 +31,8 @@ from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import ObjectiveSettings, RankSettings
+from hlscore.steps import Silent
+from hlscore.unfinished import Storage
 
 EXAMPLES = completions(24)
 RATE = 3e-3

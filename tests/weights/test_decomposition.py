@@ -16,7 +16,7 @@ from peft.helpers import KappaTuneSelector, find_kappa_target_modules
 from problems import completions, run_report, settings
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_weights
+from hlscore.flow.weights_alone import score_weights
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight
@@ -28,6 +28,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )  # fmt: skip
+from hlscore.steps import Silent
 from hlscore.weights.decomposition import decomposition_bytes, measure_weight, singular_values
 
 Matrix = NDArray[np.float64]
