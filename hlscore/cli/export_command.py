@@ -96,5 +96,5 @@ def export(
         paths = write_files(folder, files)
     notes = (*(str(item.message) for item in caught), *exporter.notes(settings))
     print_export(
-        exporter, asked, target, paths.values(), changes=changes, notes=notes, as_json=as_json
+        exporter, settings, target, paths.values(), changes=changes, notes=notes, as_json=as_json
     )

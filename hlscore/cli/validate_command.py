@@ -48,7 +48,7 @@ def validate(
     - `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
     """
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.views.validation import print_forecast, print_validation
+    from hlscore.views.validation import print_trial_forecast, print_validation
 
     if "samples" not in given:
         given["samples"] = drawn_by_trial(build(ValidateSettings, given))
@@ -75,7 +75,7 @@ def validate(
     if dry_run:
         with status("timing a few steps"):
             seconds = run.seconds_per_training(trial)
-        print_forecast(trial, seconds, as_json=as_json)
+        print_trial_forecast(trial, seconds, as_json=as_json)
         return
     journal = folder / run.JOURNAL
     if force and not resume:

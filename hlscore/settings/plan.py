@@ -135,13 +135,12 @@ class PlanSettings:
             "alpha of the same ratio.",
             f"Use an --alpha that is a multiple of {self.rank}.",
         )
-        given = changed(self)
-        for name in ("min_rank", "value_power"):
-            require(
-                bool(self.ranks) or name not in given,
-                f"{flag_of(PlanSettings, name)} is for plans with a rank for each module.",
-                "Give the ranks to choose from: --ranks 1,2,4,8.",
-            )
+        for name in changed(self):
+            if name in ("min_rank", "value_power") and not self.ranks:
+                raise UsageError(
+                    f"{flag_of(PlanSettings, name)} is for plans with a rank for each module.",
+                    hint="Give the ranks to choose from: --ranks 1,2,4,8.",
+                )
         refuse_both("--ranks", "--gated-pairs", bool(self.ranks) and self.gated_pairs != "auto")
         require(
             not self.min_rank or self.min_rank in self.ranks,

@@ -85,6 +85,6 @@ def print_forecast(
     full = f"at most {count(limit, unit)} in full"
     lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full
     console = Terminal()
-    console.labelled(lines, width=10)
+    console.labelled(lines.items(), width=10)
     console.notes(notes)
     console.dim("Nothing was run or written.")

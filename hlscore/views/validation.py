@@ -129,7 +129,7 @@ def print_validation(
     console.next_steps(*commands)
 
 
-def print_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
+def print_trial_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
     """Print what a trial will take, at so many seconds per training."""
     console, steps = Terminal(), trial.settings.steps
     least, most = trial.trainings

@@ -161,6 +161,7 @@ def test_sharded_weights_are_gathered() -> None:
     [
         ({"device": "cpu", "device_map": "auto"}, "--device is 'cpu', but --device-map"),
         ({"device_map": "balanced"}, "--device-map is 'balanced'"),
+        ({"load_in": "2bit"}, "--load-in is '2bit'"),
         ({"max_memory": {"cpu": "1GB"}}, "--max-memory is given, but no device map"),
         ({"offload_folder": "here"}, "--offload-folder is given, but no device map"),
         ({"device_map": "auto", "offload_folder": " "}, "--offload-folder is empty"),
@@ -171,7 +172,7 @@ def test_sharded_weights_are_gathered() -> None:
         ({"device_map": "auto", "max_memory": {"cpu": "-2GB"}}, "--max-memory is 'cpu=-2GB'"),
     ],
 )
-def test_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
+def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as caught:
         ModelSettings(model="m", **settings)
     assert says in caught.value.message
