@@ -6,6 +6,7 @@ fewer rows. Run it with `python benchmarks/picture.py`.
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -28,6 +29,7 @@ COMMAND = "hlscore rank builtin:tiny --budget 0.1 --top 8"
 
 def main() -> None:
     """Run the main job with its default settings and save the terminal as SVG."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     settings = RankSettings(model=ModelSettings(model="builtin:tiny"))
     loaded = load_model(settings.model)
     found = rank_model(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.errors import CaptureError, UsageError
+from hlscore.errors import CaptureError
 from hlscore.flow.result import RankResult, result_of
 from hlscore.flow.weights_alone import modules_to_plan, weight_statistics
 from hlscore.gradients.estimator import with_movement
@@ -69,11 +69,6 @@ def rank_model(
     planned = candidates_of(modules)
     count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
     settings, remarks = with_movement(model, planned, settings, examples=count)
-    if settings.capture.movement == "trial" and not score.reads_gradients:
-        raise UsageError(
-            f"--movement trial is given, but --score {score.name} does not use trials.",
-            hint="Remove --movement, or use --score hls with --weight-scores for both.",
-        )
     rollouts = None
     if settings.objective.samples_rollouts and isinstance(examples, ExampleSet):
         examples = rollouts = sample_rollouts(

@@ -42,6 +42,11 @@ def with_movement(
     """
     capture, score = settings.capture, find_score(settings.plan.score)
     asked = capture.movement == "trial"
+    if asked and not score.reads_gradients:
+        raise UsageError(
+            f"--movement trial is given, but --score {score.name} does not use trials.",
+            hint="Remove --movement, or use --score hls with --weight-scores for both.",
+        )
     usual = (
         capture.movement == "auto"
         and settings.objective.objective == "sft"

@@ -13,6 +13,7 @@ from hlscore.probes.units import ProbeExample, ProbeUnit, sequence
 from hlscore.records import ProbeSummary, RolloutSummary
 from hlscore.rollouts.records import RolloutSet
 from hlscore.settings import ObjectiveSettings
+from hlscore.wording import count
 
 MORE_SIGNAL = (
     "Sample more per prompt (--generations), at a higher --temperature, or use prompts that the "
@@ -42,7 +43,7 @@ def completion_units(
     carrying = cut = 0
     for group, own in zip(rollouts.groups, advantages, strict=True):
         kept: list[ProbeExample] = []
-        count = 0
+        divisor = 0
         for item, advantage in zip(group.rollouts, own, strict=True):
             start = len(item.prompt_ids)
             # Nothing predicts the first token of all.
@@ -52,7 +53,7 @@ def completion_units(
             cut += example is not whole
             masked = objective.mask_truncated and (item.truncated or example is not whole)
             tokens = 0 if masked else example.counted_tokens
-            count += divisor_share(loss_type, tokens, objective.max_new_tokens)
+            divisor += divisor_share(loss_type, tokens, objective.max_new_tokens)
             coefficient = advantage * token_share(loss_type, tokens)
             if tokens and abs(coefficient) > _NOTHING:
                 kept.append(replace(example, coefficient=coefficient))
@@ -62,7 +63,7 @@ def completion_units(
             for item in group.rollouts
         )
         key = hashlib.sha256("\n".join(content).encode()).hexdigest()
-        unit = ProbeUnit(_merged(kept), count, key=key)
+        unit = ProbeUnit(_merged(kept), divisor, key=key)
         carrying += bool(unit.sequences)
         prompts = tuple(sorted({item.prompt_ids for item in group.rollouts}))
         by_prompt.setdefault(prompts, []).append(unit)
@@ -92,20 +93,21 @@ def completion_units(
         ),
         (
             carrying < _FEW,
-            f"Only {carrying} prompts carry a gradient: from fewer than {_FEW}, scores and errors "
-            "say little. Use more prompts (--samples), or some that the model solves sometimes.",
+            f"Only {count(carrying, 'prompt')} with a gradient: from fewer than {_FEW}, scores and "
+            "errors say little. Use more prompts (--samples), or some that the model solves "
+            "sometimes.",
         ),
         (
             counts.unjudged,
-            f"{counts.unjudged} completions could not be judged: their advantage is 0.",
+            f"{count(counts.unjudged, 'completion')} could not be judged: the advantage is 0.",
         ),
         (
             counts.truncated,
-            f"{counts.truncated} completions ({share:.0f} %) were cut short at the limit of their "
+            f"{count(counts.truncated, 'completion')} ({share:.0f} %) cut short at the limit of "
             "length.",
         ),
-        (counts.empty, f"{counts.empty} completions are empty."),
-        (cut, f"{cut} sequences were cut at {limit} tokens."),
+        (counts.empty, f"{count(counts.empty, 'completion')} without tokens."),
+        (cut, f"{count(cut, 'sequence')} cut at {limit} tokens."),
         (len(sizes) > 1, f"Groups differ in size: {min(sizes)} to {max(sizes)} completions."),
     ]
     units = [

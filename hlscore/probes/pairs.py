@@ -13,6 +13,7 @@ from hlscore.objectives.preference import slopes
 from hlscore.probes.units import ProbeExample, ProbeUnit, sequence
 from hlscore.records import ProbeSummary
 from hlscore.settings import ObjectiveSettings
+from hlscore.wording import count
 
 
 def pair_units(
@@ -58,11 +59,11 @@ def pair_units(
         raise DataError(f"No pair of '{examples.source}' carries loss: {why}.")
     notes = [*examples.notes]
     if truncated:
-        notes.append(f"{truncated} pairs were cut at {limit} tokens (--max-length).")
+        notes.append(f"{count(truncated, 'pair')} cut at {limit} tokens (--max-length).")
     if equal:
-        notes.append(f"{equal} pairs were left out: their chosen and rejected text are equal.")
+        notes.append(f"{count(equal, 'pair')} left out: chosen and rejected text are equal.")
     if dropped - equal:
-        notes.append(f"{dropped - equal} pairs were left out: no token of theirs carries loss.")
+        notes.append(f"{count(dropped - equal, 'pair')} left out: no token carries loss.")
     return units, ProbeSummary(
         source=examples.source,
         format=examples.format,

@@ -22,6 +22,7 @@ from hlscore.inputs.tokens import (
 from hlscore.probes.units import ProbeExample, ProbeUnit, sequence
 from hlscore.records import LossTokens, ProbeSummary
 from hlscore.settings import ObjectiveSettings
+from hlscore.wording import count
 
 # Share of the counted tokens in a common beginning from which a note warns.
 _MUCH = 0.2
@@ -70,9 +71,9 @@ def example_units(
         loss_on = "assistant"
     notes = [*examples.notes]
     if truncated:
-        notes.append(f"{truncated} examples were cut at {limit} tokens (--max-length).")
+        notes.append(f"{count(truncated, 'example')} cut at {limit} tokens (--max-length).")
     if dropped:
-        notes.append(f"{dropped} examples were left out: no token of theirs carries loss.")
+        notes.append(f"{count(dropped, 'example')} left out: no token carries loss.")
     if loss_on == "all":
         # The tokens with which more than half of the examples begin.
         alike, shared, place = kept, 0, 0

@@ -36,6 +36,7 @@ from hlscore.rollouts.reward_worker import NOT_COLUMNS, Completions
 from hlscore.rollouts.rewards import RewardProcess
 from hlscore.settings import ObjectiveSettings
 from hlscore.steps import Progress
+from hlscore.wording import count
 
 _JUDGED_AT_ONCE = 256
 
@@ -81,12 +82,12 @@ def prompts_of(
             hint="Check the column of answers (--column answer=NAME), or use another --reward.",
         )
     reasons = {
-        f"they fill the context of {context} tokens": long,
-        "they are empty": empty,
-        "they are copies of others": len(examples.rows) - long - empty - len(prompts),
-        "the reward cannot judge their answers": len(prompts) - len(kept),
+        f"no room in the context of {context} tokens": long,
+        "empty": empty,
+        "copies of others": len(examples.rows) - long - empty - len(prompts),
+        "no answer that the reward can judge": len(prompts) - len(kept),
     }
-    left_out = [f"{n} prompts were left out: {why}." for why, n in reasons.items() if n]
+    left_out = [f"{count(n, 'prompt')} left out: {why}." for why, n in reasons.items() if n]
     return kept, (*examples.notes, *left_out)
 
 
@@ -125,15 +126,15 @@ def sample_completions(
     Args:
         journal: Where finished groups are stored, if anywhere; those that are there are kept.
     """
-    count = settings.generations
+    generations = settings.generations
     writer = Writer(model, tokenizer, settings, seed=seed)
     began = time.perf_counter()
     done = {} if journal is None else journal.load()
     earlier = 0.0 if journal is None else journal.seconds
     with rewards, untouched(model):
         prompts, notes = prompts_of(examples, tokenizer, model, rewards)
-        batches = processes.share(cut(prompts, max(1, settings.generate_batch // count)))
-        progress.start("sampling", count * sum(map(len, batches)), "completions")
+        batches = processes.share(cut(prompts, max(1, settings.generate_batch // generations)))
+        progress.start("sampling", generations * sum(map(len, batches)), "completions")
         for batch in batches:
             if not all(prompt.number in done for prompt in batch):
                 started = time.perf_counter()
@@ -164,12 +165,12 @@ def sample_completions(
                 ]
                 groups = {
                     prompt.number: RolloutGroup(name=str(prompt.number), rollouts=tuple(own))
-                    for prompt, own in zip(batch, cut(rollouts, count), strict=True)
+                    for prompt, own in zip(batch, cut(rollouts, generations), strict=True)
                 }
                 if journal is not None:
                     journal.append(groups, seconds=time.perf_counter() - started)
                 done.update(groups)
-            progress.advance(count * len(batch))
+            progress.advance(generations * len(batch))
     everywhere = {
         number: group for part in processes.gather(done) for number, group in part.items()
     }

@@ -233,4 +233,4 @@ def test_ratios_of_another_policy_are_told(model: PreTrainedModel) -> None:
     found = ranked(model, rollouts=rows)
     (note,) = (text for text in found.report.run.notes if "log-probabilities" in text)
     assert note.startswith("100 % of the 8 tokens")
-    assert any("Only 4 prompts carry a gradient" in text for text in found.report.probes.notes)
+    assert any("Only 4 prompts with a gradient" in text for text in found.report.probes.notes)

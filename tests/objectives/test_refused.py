@@ -275,15 +275,15 @@ def test_what_to_do_about_rewards_is_said(desk: Desk) -> None:
 NOTES: dict[str, tuple[Rows, str]] = {
     "cut short": (
         [{**row, "truncated": place % 4 == 0} for place, row in enumerate(GROUPS)],
-        "3 completions (25 %) were cut short",
+        "3 completions (25 %) cut short",
     ),
-    "empty": (changed(GROUPS, 3, completion_ids=[]), "1 completions are empty"),
+    "empty": (changed(GROUPS, 3, completion_ids=[]), "1 completion without tokens"),
     "sizes": ([*GROUPS[:-1], GROUPS[2]], "Groups differ in size: 1 to 3 completions."),
-    "not judged": (changed([*GROUPS, *GROUPS], 3, reward=None), "1 completions could not be"),
+    "not judged": (changed([*GROUPS, *GROUPS], 3, reward=None), "1 completion could not be"),
     "silent": ([*GROUPS[:10], *everywhere(GROUPS[10:], reward=1.0)],
                "1 of 6 prompts carry no gradient"),
     "long": (changed(everywhere(GROUPS, prompt_ids=[7]), 1, prompt_ids=[7] * 254),
-             "1 sequences were cut at 256 tokens."),
+             "1 sequence cut at 256 tokens."),
 }  # fmt: skip
 
 
@@ -330,7 +330,7 @@ def test_rows(desk: Desk, kind: str, rows: Rows, says: str) -> None:
 def test_some_pairs_that_cannot_be_used(desk: Desk) -> None:
     done = desk.rank(*desk.dpo(changed(PAIRS, 1, chosen="x", rejected="x")))
     assert done.code == 0, done.err
-    assert any(note.startswith("note: 1 pairs were left out: their chosen") for note in done.notes)
+    assert any(note.startswith("note: 1 pair left out: chosen") for note in done.notes)
     shutil.rmtree(desk.folder / "out")
     rows = everywhere(PAIRS, prompt="q" * 90)  # cut where they are equal
     assert "--max-length" in desk.refuse(*desk.dpo(rows), "--max-length", "40")

@@ -286,9 +286,9 @@ def test_prompts_that_cannot_be_continued() -> None:
     assert {len(item.completion_ids) for item in found.groups[0].rollouts} == {1}
     assert max(len(item.completion_ids) for item in found.groups[1].rollouts) == 12
     assert list(found.notes) == [
-        f"2 prompts were left out: they fill the context of {context} tokens.",
-        "1 prompts were left out: they are empty.",
-        "1 prompts were left out: they are copies of others.",
+        f"2 prompts left out: no room in the context of {context} tokens.",
+        "1 prompt left out: empty.",
+        "1 prompt left out: copies of others.",
     ]
 
 
