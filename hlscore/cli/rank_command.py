@@ -58,17 +58,14 @@ def rank(
     """
     # What can be refused at once is refused before torch is even imported.
     from hlscore.artifacts import files
-    from hlscore.planning.problem import check_plan_settings
-    from hlscore.scores.registry import check_of_updates, check_without_probes
+    from hlscore.planning.problem import check_run_settings
 
-    check_plan_settings(settings.plan)
+    check_run_settings(settings)
     no_probes = ""  # the option that replaces them
     if settings.updates:
         no_probes = "--update"
-        check_of_updates(settings.plan.score)
     elif settings.data.without_probes:
         no_probes = "--data none"
-        check_without_probes(settings.plan.score)
     if settings.objective.rewards:
         from hlscore.rollouts.rewards import check_rewards
 

@@ -24,7 +24,7 @@ from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.planning.problem import check_plan_for, check_plan_settings
+from hlscore.planning.problem import check_plan_for, check_run_settings
 from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
@@ -65,7 +65,7 @@ def rank_model(
     Returns:
         Report, plan and completions; `None` in all but the main process.
     """
-    check_plan_settings(settings.plan)
+    check_run_settings(settings)
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
     count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
