@@ -17,7 +17,7 @@ from hlscore.errors import Interrupted, UsageError
 from hlscore.settings import (
     DEFAULT_SAMPLES,
     NOT_VALIDATED,
-    TRIAL_PANEL,
+    VALIDATION_PANEL,
     ValidateSettings,
     build,
     option,
@@ -41,7 +41,7 @@ def validate(
             },
         ),
     ],
-    plan: Path = option(MISSING, "The plan.json to validate.", TRIAL_PANEL, short="p"),
+    plan: Path = option(MISSING, "The plan.json to validate.", VALIDATION_PANEL, short="p"),
     out: Path | None = o.OUT,
     force: bool = o.FORCE,
     resume: bool = option(False, "Continue an interrupted validation."),
@@ -63,7 +63,7 @@ def validate(
     from hlscore.views.validation import print_forecast, print_validation
 
     if "samples" not in given:
-        given["samples"] = drawn_by_trial(build(ValidateSettings, given))
+        given["samples"] = drawn_by_training(build(ValidateSettings, given))
     settings = build(ValidateSettings, given)
     planned = read_plan(plan)
     folder = out or default_folder(settings.model.model)
@@ -84,18 +84,18 @@ def validate(
 
     warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("loading"):
-        trial = run.prepare(settings, planned)
+        validation = run.prepare(settings, planned)
     if dry_run:
         with status("timing a few steps"):
-            seconds = run.seconds_per_training(trial)
-        print_forecast(trial, seconds, as_json=as_json)
+            seconds = run.seconds_per_training(validation)
+        print_forecast(validation, seconds, as_json=as_json)
         return
     journal = folder / run.JOURNAL
     if force and not resume:
         journal.unlink(missing_ok=True)
     try:
         with terminal_progress() as progress:
-            found = run.validate(trial, folder, progress, resume=resume)
+            found = run.validate(validation, folder, progress, resume=resume)
     except KeyboardInterrupt:
         raise Interrupted(
             "Interrupted: finished trainings are kept.",
@@ -107,7 +107,7 @@ def validate(
     print_validation(found, folder / VALIDATION_FILE, planned, plan, as_json=as_json)
 
 
-def drawn_by_trial(settings: ValidateSettings) -> int:
+def drawn_by_training(settings: ValidateSettings) -> int:
     """Examples to draw: of a hub data set at most one for each that a training is shown."""
     from hlscore.inputs.examples import is_on_hub
 

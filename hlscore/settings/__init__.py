@@ -40,12 +40,12 @@ from hlscore.settings.plan import (
 )
 from hlscore.settings.run import RankSettings
 from hlscore.settings.show import FILTER_PANEL, Filters
-from hlscore.settings.validate import NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
+from hlscore.settings.validate import NOT_VALIDATED, VALIDATION_PANEL, ValidateSettings
 
 __all__ = [
     "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL", "LARGEST_ALPHA",
-    "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL", "TRIAL_PANEL",
-    "VALUE_POWER",
+    "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL",
+    "VALIDATION_PANEL", "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
     "Drift", "Dtype", "Estimator", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
     "Objective", "ObjectiveSettings", "Optimizer", "PaddingSide", "PlanSettings",

@@ -10,7 +10,7 @@ from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import OBJECTIVE_PANEL
 from hlscore.settings.option import check, option, require
 
-TRIAL_PANEL = "Trial"
+VALIDATION_PANEL = "Validation"
 # Trainings run on one device, on weights that are neither quantized nor spread.
 NOT_VALIDATED = (
     "load_in", "device_map", "max_memory", "offload_folder", "shard", "text_only", "ignore_adapter",
@@ -22,7 +22,7 @@ DEFAULT_STEPS = 60
 class ValidateSettings:
     """How the short trainings of `hlscore validate` run."""
 
-    panel: ClassVar = TRIAL_PANEL
+    panel: ClassVar = VALIDATION_PANEL
     model: ModelSettings
     steps: int = option(DEFAULT_STEPS, "Optimizer steps of each training.", low=2, high=10**6)
     # Each has its own examples, adapters and random draw.
