@@ -238,7 +238,7 @@ def predict(model: PreTrainedModel, arm: str, batch: int, length: int) -> Memory
     """What hlscore says."""
     shape = ModelShape(
         n_params=sum(parameter.numel() for parameter in model.parameters()),
-        dimensions=dimensions(model),
+        dimensions=dimensions(model, candidates_of(find_modules(model))),
         modules=find_modules(model, CandidateSettings()),
         parameters=parameter_sizes(model),
     )

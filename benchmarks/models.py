@@ -25,7 +25,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from hlscore.flow import Silent, score_probes
+from hlscore.flow import Silent, rank_model
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
@@ -232,9 +232,9 @@ def score(
     **more: Any,
 ) -> Any:
     """What a run of the flow finds on every candidate; `None` but in the main process."""
-    modules = find_modules(model, CandidateSettings())
     identity = identify(model, settings.model.model, None)
-    return score_probes(model, modules, identity, probes, settings, clock, **more)
+    tokenizer = None  # the probes are tokenized
+    return rank_model(model, tokenizer, identity, probes, settings, clock, **more)
 
 
 def main() -> None:

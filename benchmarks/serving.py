@@ -31,8 +31,8 @@ import sys
 from pathlib import Path
 import torch, transformers, safetensors.torch
 from hlscore.cli.main import _run
-from hlscore.inputs import adapter
-from hlscore.serving import merge_files, plain_adapter
+from hlscore.inputs import trained
+from hlscore.serving import merge_writers, plain_adapter
 torch.linalg.eigh(torch.eye(64).double()), torch.linalg.qr(torch.randn(64, 64))
 def peak():  # getrusage also counts what the parent had when it started this process
     lines = Path("/proc/self/status").read_text().splitlines()

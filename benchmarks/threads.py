@@ -61,9 +61,7 @@ def cpu_seconds(process: int) -> float:
 
 def run_once(model: str, samples: int, estimator: str, others: list[int]) -> None:
     """Score a model in this process and print the times of its steps as JSON."""
-    from hlscore.threads import let_waiting_threads_sleep
-
-    let_waiting_threads_sleep()  # as the command does
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -26,15 +26,13 @@ from models import MODELS, build, structured_probes
 from overhead import plain_pass
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from hlscore.flow import Silent, score_probes
+from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.identity import identify
-from hlscore.inputs.modules import find_modules
 from hlscore.objectives.likelihood import token_log_probs
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeSet, ProbeUnit, by_length, collate, make_probe_set
 from hlscore.settings import (
-    CandidateSettings,
     CaptureSettings,
     DataSettings,
     ModelSettings,
@@ -80,9 +78,9 @@ def run(
         ),
         plan=PlanSettings(rank=options.rank),
     )
-    found = score_probes(
+    found = rank_model(
         model,
-        find_modules(model, CandidateSettings()),
+        None,  # the probes are tokenized
         identify(model, options.model, None),
         probes,
         settings,

@@ -66,14 +66,18 @@ def rank(
     Raises:
         HlscoreError: Something cannot be used.
     """
-    source = str(data) if isinstance(data, str | Path) else None
+    if not hasattr(model, "config"):
+        raise UsageError(
+            f"model is of type {type(model).__name__}, not a model of transformers.",
+            hint="Load one: AutoModelForCausalLM.from_pretrained(NAME).",
+        )
     functions = _named(reward)
     values = _values("rank", _RANK_OPTIONS, options) | {
         "model": model.config.name_or_path or type(model).__name__,
         "rewards": tuple(functions),
     }
-    if source is not None:
-        values["data"] = source
+    if isinstance(data, str | Path):
+        values["data"] = str(data)
     if rollouts is not None:
         values["rollouts"] = str(rollouts) if isinstance(rollouts, str | Path) else IN_MEMORY
     settings = RankSettings.of(values)

@@ -111,10 +111,16 @@ class Candidate(Matrix):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Identity of a model's candidate weights."""
+    """Identity of a model's candidate weights, as SHA-256; reports and plans hold it.
 
-    structure: str  # SHA-256 over the names and shapes of all candidates
-    weights: str  # SHA-256 over sampled weights, rounded to bfloat16: the dtype does not matter
+    `structure` is over the names and shapes of all candidates, `weights` over sampled weights,
+    rounded to bfloat16: the dtype does not matter.
+    """
+
+    structure: str
+    weights: str
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,8 +24,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 def cpu_limit() -> int:
     """CPUs that this process may use: its affinity and the quotas of its control groups.
 
-    Returns:
-        Whole CPUs, at least 1; a quota of 2.5 gives 2.
+    They are whole, at least 1; a quota of 2.5 gives 2.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = [float(usable or 1)]
@@ -49,14 +48,6 @@ def cpu_limit() -> int:
                     if float(limit) > 0 and float(period) > 0:
                         limits.append(float(limit) / float(period))
     return max(1, int(min(limits)))
-
-
-def let_waiting_threads_sleep() -> None:
-    """Keep OpenMP threads from spinning while they wait; must be called before torch is imported.
-
-    A thread that spins takes a busy core from the one it waits for.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def thread_limit() -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,14 @@ def made(**given: Any) -> Document:
     settings = PlanSettings(**{"budget": "0.25", "rank": 4, **given})
     content: Document = json.loads(plan_text(make_plan(base, settings)))
     return content
+
+
+def broken() -> Document:
+    """That plan with an error, HLS206, and a warning, HLS207."""
+    document = made()
+    document["modules"][5]["params"] = 10
+    document["modules"][11]["alpha"] = 99
+    return document
 
 
 def write(document: Document, path: Path) -> Path:
@@ -72,3 +83,13 @@ def findings(path: Path, *options: object) -> list[dict[str, Any]]:
     assert found.code == (0 if result["passed"] else 1)
     listed: list[dict[str, Any]] = result["findings"]
     return listed
+
+
+def git(folder: Path, *words: str, days: int = 0) -> str:
+    """What git prints in a folder; commits are some days old."""
+    when = f"{int(time.time()) - days * 86_400} +0000"
+    given = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(
+        ["git", *given, *words], cwd=folder, check=True, capture_output=True, text=True,
+        env=os.environ | {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when},
+    ).stdout  # fmt: skip

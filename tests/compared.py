@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 import reports
-from console import Outcome, hlscore
-from report_content import planned
+from console import Outcome
 from rich.cells import cell_len
 from scipy.stats import kendalltau
 
-from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.report import write_report
 from hlscore.records import ModuleRow, ScoreReport
 
 RUN_RANK = 4
@@ -70,49 +65,6 @@ def noisy(count: int, seed: int, **same: Any) -> ScoreReport:
         rows.append(replace(row, **changed | same))
     skipped = [row for row in report.rows if not row.is_candidate]
     return replace(report, rows=(*rows, *skipped), run=replace(report.run, seed=seed))
-
-
-def renamed(report: ScoreReport, names: Mapping[int, str], **model: Any) -> ScoreReport:
-    """A report with other names of modules by place, for a model that is another one."""
-    rows = list(report.rows)
-    for place, name in names.items():
-        kind = name.rsplit(".", 1)[-1]
-        rows[place] = replace(
-            rows[place], module=name, parameter=f"{name}.weight", kind=kind, block=""
-        )
-    other = replace(report.model.fingerprint, structure="sha256:other")
-    return replace(
-        report, rows=tuple(rows), model=replace(report.model, fingerprint=other, **model)
-    )
-
-
-def save(report: ScoreReport, path: Path) -> Path:
-    """Writes a `scores.parquet`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_report(report, path)
-    return path
-
-
-def save_plan(report: ScoreReport, path: Path, **settings: Any) -> Path:
-    """Writes the `plan.json` that a report gives."""
-    write_plan(planned(report, **{"budget": "0.25", "rank": RUN_RANK, **settings}), path)
-    return path
-
-
-def told(*arguments: object) -> Document:
-    """What a command prints with `--json`, and nothing else."""
-    found = hlscore(*arguments, "--json")
-    assert (found.code, found.err) == (0, "")
-    document: Document = json.loads(found.out)
-    return document
-
-
-def printed(*arguments: object) -> str:
-    """What a command prints, and nothing on standard error or to steer a terminal."""
-    found = hlscore(*arguments)
-    assert (found.code, found.err) == (0, "")
-    assert "\x1b" not in found.out
-    return found.out
 
 
 def refused(found: Outcome, code: int, *parts: str) -> None:

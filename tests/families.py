@@ -59,12 +59,6 @@ class MapSpec(NamedTuple):
         """The (n_matrices, out_features, in_features) of the map."""
         return (self.n_matrices, self.out_features, self.in_features)
 
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the parameter as the model holds it."""
-        matrix = self.shape[1:][::-1] if self.transposed else self.shape[1:]
-        return (self.n_matrices, *matrix) if self.kind == "experts" else matrix
-
     def parameter(self, name: str) -> str:
         """The name of the parameter behind the map called `name`."""
         return name if self.kind == "experts" else f"{name}.weight"

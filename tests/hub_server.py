@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -112,17 +113,15 @@ class HubServer:
         self.repos = dict(repos)
         self.log: list[Request] = []
         self._lock = threading.Lock()
-        self._struck: dict[tuple[str, str], int] = {}
+        self._broken: Counter[tuple[str, str]] = Counter()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     def __enter__(self) -> Self:
-        """Starts to answer."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -157,21 +156,11 @@ class HubServer:
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         }
 
-    def record(self, request: Request) -> None:
-        """Adds one request to the log."""
+    def breaks_off(self, repo_id: str, key: str, fault: BreakOff) -> bool:
+        """Whether this request for a file is one of those that are to break off."""
         with self._lock:
-            self.log.append(request)
-
-    def strike(self, repo_id: str, key: str, method: str) -> Fault | None:
-        """The fault that this request meets, if any; each meeting is counted."""
-        fault = self.repos[repo_id].faults.get(key)
-        if not isinstance(fault, BreakOff):
-            return fault
-        if method != "GET":
-            return None
-        with self._lock:
-            struck = self._struck[repo_id, key] = self._struck.get((repo_id, key), 0) + 1
-        return fault if struck <= fault.times else None
+            self._broken[repo_id, key] += 1
+            return self._broken[repo_id, key] <= fault.times
 
 
 class _Server(ThreadingHTTPServer):
@@ -207,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
-        self.server.hub.record(Request(self.command, unquote(url.path)))
+        self.server.hub.log.append(Request(self.command, unquote(url.path)))
         try:
             self._route(url.path, parse_qs(url.query))
         except _AnswerError as error:
@@ -288,10 +277,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _strike(self, repo_id: str, key: str) -> bool:
         """Answers with an error status, or tells whether the body is to break off."""
-        fault = self.server.hub.strike(repo_id, key, self.command)
+        hub = self.server.hub
+        fault = hub.repos[repo_id].faults.get(key)
         if isinstance(fault, Status):
             raise _AnswerError(fault.code, "Something went wrong")
-        return fault is not None
+        reads = fault is not None and self.command == "GET"
+        return reads and hub.breaks_off(repo_id, key, fault)
 
     def _send_json(
         self, payload: object, status: int = 200, headers: Mapping[str, str] | None = None

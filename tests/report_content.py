@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 from reports import report
 
@@ -48,6 +49,21 @@ def joined(found: ScoreReport, **settings: object) -> Content:
 def content(count: int = 20, *, resamples: int = 20, **settings: object) -> Content:
     """A made-up report of some modules joined with its plan."""
     return joined(report(count, resamples=resamples), **settings)
+
+
+def with_rows(count: int, first: int = 0, **changes: Any) -> Content:
+    """A made-up report whose candidates from a place on are changed, joined with its plan.
+
+    `N` in a text is their place.
+    """
+    found, rows = report(count), []
+    for at, row in enumerate(found.candidates):
+        own = {
+            name: value.replace("N", str(at)) if isinstance(value, str) else value
+            for name, value in changes.items()
+        }
+        rows.append(replace(row, **own) if at >= first else row)
+    return joined(replace(found, rows=(*rows, found.rows[-1])))
 
 
 def hostile_report() -> ScoreReport:

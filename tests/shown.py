@@ -1,20 +1,22 @@
-"""Files that `hlscore show` is tried on, and what it printed read back."""
+"""Files that commands which only read are tried on, and what they printed read back."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 from console import hlscore
+from report_content import planned
 from reports import report
 
+from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.report import write_report
-from hlscore.records import ModuleRow, ScoreReport
+from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import order_rows
 
@@ -49,17 +51,33 @@ def same_score(found: ScoreReport, value: float | None) -> ScoreReport:
     return replace(found, rows=rows)
 
 
-def renamed(found: ScoreReport, names: Sequence[str]) -> ScoreReport:
-    """The report with other names for its first candidates; the kind is the end of each."""
-    first: list[ModuleRow] = [
-        row.changed(module=name, parameter=f"{name}.weight", kind=name.rpartition(".")[2])
-        for row, name in zip(found.candidates, names, strict=False)
-    ]
-    return replace(found, rows=(*first, *found.rows[len(first) :]))
+def renamed(
+    found: ScoreReport, names: Sequence[str] | Mapping[int, str], **model: Any
+) -> ScoreReport:
+    """A report with other names of its first modules, or by place, for a model that is another one.
+
+    The kind is the end of each name.
+    """
+    rows = list(found.rows)
+    for place, name in (names if isinstance(names, Mapping) else dict(enumerate(names))).items():
+        kind = name.rpartition(".")[2]
+        rows[place] = replace(
+            rows[place], module=name, parameter=f"{name}.weight", kind=kind, block=""
+        )
+    other = replace(found.model.fingerprint, structure="sha256:other")
+    return replace(found, rows=tuple(rows), model=replace(found.model, fingerprint=other, **model))
 
 
-def write(found: ScoreReport, path: Path) -> Path:
+def save(found: ScoreReport, path: Path) -> Path:
+    """Writes a `scores.parquet`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_report(found, path)
+    return path
+
+
+def save_plan(found: ScoreReport, path: Path, **settings: Any) -> Path:
+    """Writes the `plan.json` that a report gives."""
+    write_plan(planned(found, **{"budget": "0.25", **settings}), path)
     return path
 
 
@@ -81,24 +99,20 @@ def in_order(rows: Sequence[Row], field: str, *, falling: bool) -> list[Row]:
     return found + [row for row in rows if row[field] is None]
 
 
-def show_json(*arguments: object) -> Any:
-    """The one JSON object that `show --json` prints."""
-    found = hlscore("show", *arguments, "--json")
-    assert found.code == 0, found.err
-    assert not found.err
-    assert found.out.count("\n") == 1
-    return json.loads(found.out)
+def told(*arguments: object) -> Any:
+    """What a command prints with `--json`, and nothing else."""
+    return json.loads(printed(*arguments, "--json"))
 
 
-def show(*arguments: object) -> str:
-    found = hlscore("show", *arguments)
-    assert found.code == 0, found.err
-    assert not found.err
+def printed(*arguments: object) -> str:
+    """What a command prints; nothing on standard error."""
+    found = hlscore(*arguments)
+    assert (found.code, found.err) == (0, "")
     return found.out
 
 
-def modules(printed: Any) -> list[str]:
-    return [row["module"] for row in printed["rows"]]
+def modules(found: Any) -> list[str]:
+    return [row["module"] for row in found["rows"]]
 
 
 def table(out: str) -> list[list[str]]:

@@ -158,8 +158,12 @@ def test_dry_run_says_what_would_be_read(tmp_path: Path) -> None:
     assert (told["matrices"], told["largest_weight_bytes"]) == (42, 128 * 256 * 4)
     assert (told["estimator"], told["budget_unit"], told["budget_limit"]) == ("none", "module", 4)
     assert not list(tmp_path.iterdir())
-    bad = rank(tmp_path, "--dry-run", "--score", "hls")
-    assert "comes from gradients" in bad.message
+    for option, value, says in (
+        ("--score", "hls", "comes from gradients"),
+        ("--budget", "1kB", "too small"),
+        ("--lock", "nothing*=full", "matches none"),
+    ):
+        assert says in rank(tmp_path, "--dry-run", option, value).message
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from families import FAMILIES
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
 
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
@@ -44,6 +47,23 @@ def captured(
         total = sum(part * count for part, count in zip(pair, counts, strict=True))
         found[item.parameter] = (total / sum(counts)).flatten()
     return found
+
+
+def build(family: str = "qwen3") -> PreTrainedModel:
+    """A tiny model without dropout in float32; TRL changes the one that it is given."""
+    return FAMILIES[family].build().float()
+
+
+def dpo_trainer(
+    folder: Path, rows: Any, tokens: PreTrainedTokenizerFast, family: str = "qwen3", **options: Any
+) -> DPOTrainer:
+    return DPOTrainer(
+        model=build(family),
+        ref_model=build(family),
+        args=DPOConfig(**{"max_length": None} | arguments(folder, **options)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokens,
+    )
 
 
 def arguments(folder: Path, **options: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hlscore.agreement.measures import RankAgreement, Values, kendall, resampled_tau, top_overlap
-from hlscore.agreement.sides import Facts, Side, facts_of, named
+from hlscore.agreement.sides import Facts, Side, Value, facts_of, named, side_by_side
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.budget import share_of
@@ -76,12 +76,12 @@ def compare(
     """Compare all scores of one run, one score of it at several LoRA ranks, or several runs.
 
     Args:
-        score: Name of the score; `None` for all scores of one run, else for each run's own.
-        rank: LoRA rank; `None` for each run's own.
-        ranks: LoRA ranks of one run.
+        score: `None` for all scores of one run, else for each run's own.
+        rank: `None` for each run's own.
         top: How many modules count as the highest.
     """
     reports: list[ScoreReport] = []
+    facts: list[dict[str, Value]] = []
     ranked: list[tuple[str, str, int]] = []  # label, score and rank of each order
     scores: list[dict[str, tuple[float | None, tuple[float, ...]]]] = []  # with their resamples
     missing: list[str] = []
@@ -94,6 +94,7 @@ def compare(
             )
         reports.append(report)
         with named(side.path):
+            facts.append(facts_of(report))
             own, own_rank = find_score(score or report.run.score), rank or report.run.rank
             if ranks and not own.follows_rank:
                 known = ", ".join(name for name, item in SCORES.items() if item.follows_rank)
@@ -157,7 +158,7 @@ def compare(
     }
     return Comparison(
         sides=tuple(sides),
-        facts=facts_of(reports),
+        facts=side_by_side(facts),
         rankings=tuple(
             Ranking(
                 label=label,

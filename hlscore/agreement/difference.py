@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hlscore.agreement.measures import RankAgreement, jaccard, kendall, resampled_tau
-from hlscore.agreement.sides import Facts, Side, facts_of, named
+from hlscore.agreement.sides import Facts, Side, facts_of, named, side_by_side
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
 from hlscore.planning.make_plan import make_plan, replan, run_settings
@@ -131,7 +131,7 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
     return Difference(
         sides=sides,
         plans=tuple(plans),
-        facts=facts_of(plans),
+        facts=side_by_side([facts_of(plan) for plan in plans]),
         moves=tuple(
             sorted((move for move in every if _decision(move.a) != _decision(move.b)), key=_order)
         ),

@@ -42,11 +42,8 @@ def kendall(x: Values, y: Values) -> RankAgreement:
     that are not tied in x and in y, `tau = sum c / sqrt(sum a * sum b)`. Leaving item i out takes
     `2 c_i`, `2 a_i` and `2 b_i` off the sums, so that the jackknife (Arvesen 1969, for
     U-statistics) needs nothing else. It is consistent for any joint distribution, unlike the
-    usual standard error, which holds where x and y are independent.
-
-    Args:
-        x: Values of the items; pairs with `None` or NaN on either side are left out.
-        y: Values of the same items in the same order.
+    usual standard error, which holds where x and y are independent. Pairs with `None` or NaN on
+    either side are left out.
     """
     ranks = [np.unique(side, return_inverse=True)[1] for side in _comparable(x, y)]
     n = len(ranks[0])
@@ -118,15 +115,12 @@ def resampled_tau(replicates: Sequence[Sequence[float]]) -> float | None:
     """Mean tau between two resamples of a score: what noise alone leaves of the agreement.
 
     Both sides of a pair are noisy, as two runs are. New probes agree less: resamples scatter
-    around scores that already hold the noise of these probes.
+    around scores that already hold the noise of these probes. It is the mean over disjoint pairs
+    of the first 40, which changes little with more; `None` with fewer than two resamples or where
+    they give no order.
 
     Args:
-        replicates: Resampled values of each module, all of the same length; the n-th values of
-            all modules belong to one resample.
-
-    Returns:
-        The mean over disjoint pairs of the first 40, which changes little with more; `None` with
-        fewer than two resamples or where they give no order.
+        replicates: Resamples of each module; the n-th values of all modules belong together.
     """
     columns = list(zip(*(row[:40] for row in replicates), strict=True))
     taus = [kendall(*columns[at : at + 2]).tau for at in range(0, len(columns) - 1, 2)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +66,14 @@ def named(path: Path) -> Iterator[None]:
         raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
 
 
-def facts_of(contents: Sequence[Plan | ScoreReport]) -> Facts:
-    """What plans decide, or by what reports are ordered, and the runs that scores are from."""
-    sides = [_facts_of(content) for content in contents]
-    names = dict.fromkeys(name for side in sides for name in side)
-    return {name: tuple(side.get(name) for side in sides) for name in names}
+def side_by_side(facts: Sequence[Mapping[str, Value]]) -> Facts:
+    """What is known of each side, by name."""
+    names = dict.fromkeys(name for side in facts for name in side)
+    return {name: tuple(side.get(name) for side in facts) for name in names}
 
 
-def _facts_of(content: Plan | ScoreReport) -> dict[str, Value]:
+def facts_of(content: Plan | ScoreReport) -> dict[str, Value]:
+    """What a plan decides, or by what a report is ordered, and the run that scores are from."""
     facts: dict[str, Value]
     if isinstance(content, Plan):
         model, run, totals, lora = content.model, content.provenance, content.totals, content.lora

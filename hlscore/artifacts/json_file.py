@@ -58,38 +58,32 @@ def parse_json(data: bytes) -> dict[str, Any]:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
-    _check_values(document)
+    _check_value(document)
     if not isinstance(document, dict):
         raise ValueError("no JSON object")
     return document
 
 
-def _check_values(document: object) -> None:
+def _check_value(value: object, depth: int = 0) -> None:
     """Refuse texts, numbers and depths that no plan has, wherever they are."""
-    level: list[object] = [document]
-    texts = set[str]()
-    for _ in range(_DEEPEST):
-        inner: list[object] = []
-        for value in level:
-            if isinstance(value, dict):
-                texts.update(value)
-                inner += value.values()
-            elif isinstance(value, list):
-                inner += value
-            elif isinstance(value, str):
-                texts.add(value)
-            elif isinstance(value, int):
-                if abs(value) > _LARGEST_WHOLE:
-                    raise ValueError("it holds a whole number of more than 64 bits")
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise ValueError("it holds a number too large")
-        level = inner
-    if level:
+    if depth == _DEEPEST:
         raise ValueError(_TOO_DEEP)
-    # The first in the alphabet, so that the same file gives the same message.
-    unreadable = min((text for text in texts if not _is_readable(text)), default=None)
-    if unreadable is not None:
-        raise ValueError(f"{quoted(unreadable)} cannot be printed")
+    if isinstance(value, str):
+        if not _is_readable(value):
+            raise ValueError(f"{quoted(value)} cannot be printed")
+    elif isinstance(value, int):
+        if abs(value) > _LARGEST_WHOLE:
+            raise ValueError("it holds a whole number of more than 64 bits")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("it holds a number too large")
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_value(name, depth + 1)
+            _check_value(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(inner, depth + 1)
 
 
 def _no_constant(text: str) -> NoReturn:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from hlscore.records import Form, LeftOut, LossTokens, Matrix, Scored, Storage
+from hlscore.records import Fingerprint, Form, LeftOut, LossTokens, Matrix, Scored, Storage
 from hlscore.settings import (
     LARGEST_ALPHA,
     LARGEST_RANK,
@@ -35,13 +35,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class PlanFingerprint(_Strict):
-    """Identity of the candidate weights that the plan was made for."""
-
-    structure: str = Field(description="SHA-256 over names and shapes of all candidates.")
-    weights: str = Field(description="SHA-256 over sampled weights, rounded to bfloat16.")
-
-
 class PlanModel(_Strict):
     """The model that the plan is for."""
 
@@ -50,7 +43,7 @@ class PlanModel(_Strict):
     architecture: str = Field(description="Class name, such as LlamaForCausalLM.")
     model_type: str = Field(description="model_type of the configuration.")
     params: _Count = Field(description="All parameters, tied ones counted once.")
-    fingerprint: PlanFingerprint
+    fingerprint: Fingerprint
 
 
 class PlanBudget(_Strict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from json import JSONDecodeError
+from os import PathLike
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -40,7 +41,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 def read_plan(path: Path | str) -> Plan:
     """Read a plan."""
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | PathLike):
         raise UsageError(
             f"A plan is read from a path, not from an object of type '{type(path).__name__}'.",
             hint="Give the path of a plan.json.",

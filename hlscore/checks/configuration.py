@@ -22,10 +22,9 @@ _LARGEST_BYTES = 2**20
 def read_configuration(config: Path | None) -> dict[str, Any]:
     """Options of `hlscore check` that a repository keeps, by field; and `plans`, a list of paths.
 
-    Args:
-        config: A TOML file whose keys are the options without dashes before them; `None` looks
-            for `hlscore-check.toml`, then for the table of `pyproject.toml`, in the working
-            directory. Files that it names are relative to its folder.
+    Keys are options without the dashes before them. Without `config` the file is
+    `hlscore-check.toml`, or else `pyproject.toml`, of the working directory. Files that it names
+    are relative to its folder.
     """
     file = config or next(
         (path for name in (CONFIG_FILE, PROJECT_FILE) if (path := Path(name)).is_file()), None

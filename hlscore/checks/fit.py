@@ -10,7 +10,7 @@ from hlscore.checks.rule import Case, Finding, finding
 from hlscore.exporters.exporter import find_exporter
 from hlscore.exporters.limits import FaultKind, faults
 from hlscore.records import Candidate
-from hlscore.settings import CandidateSettings, ModelSettings
+from hlscore.settings import ModelSettings
 
 _TRAINER_CODES: dict[FaultKind, str] = {
     "mode": "HLS401",
@@ -82,7 +82,7 @@ def check_model(case: Case) -> Iterator[Finding]:
         ignore_adapter=True,  # the plan names modules of the base model
     )
     shape, _ = load_shape(model)
-    found = find_modules(shape, CandidateSettings())
+    found = find_modules(shape)
     differing = list(differences(found, plan))
     for item in differing:
         yield replace(item, message=f"Of '{settings.model}': {item.message}.")

@@ -60,7 +60,7 @@ def plan(
     from hlscore.artifacts.report import read_report
     from hlscore.planning.make_plan import make_plan, run_settings
     from hlscore.planning.problem import check_plan_settings
-    from hlscore.views.result import print_replanned
+    from hlscore.views.result import print_result
 
     report = read_report(scores)
     asked = run_settings(report, settings)
@@ -80,7 +80,7 @@ def plan(
     with status("planning"):
         made = make_plan(report, asked)
     write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
-    print_replanned(made, target, top=top, as_json=as_json)
+    print_result(None, made, {PLAN_FILE: target}, top=top, as_json=as_json)
 
 
 @o.takes_settings

@@ -24,7 +24,6 @@ from hlscore.cli.show_command import show
 from hlscore.cli.trained_commands import audit, extract_lora, merge
 from hlscore.cli.validate_command import validate
 from hlscore.processes import started_as
-from hlscore.threads import let_waiting_threads_sleep
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 # What typer raises for a command line that it cannot read.
@@ -97,7 +96,9 @@ def main() -> NoReturn:
 def _run() -> int:
     # A terminal decides about colour and progress; transformers' own advice is not ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    let_waiting_threads_sleep()
+    # A thread of OpenMP that spins while it waits takes a busy core from the one it waits for. This
+    # must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show every letter

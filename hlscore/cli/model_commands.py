@@ -45,12 +45,13 @@ def modules(
     from hlscore.views.model import print_modules
 
     with status("building the model's shape"):
+        from hlscore.inputs.identity import count_params
         from hlscore.inputs.model import load_shape
         from hlscore.inputs.modules import find_modules
 
         shape, _ = load_shape(replace(settings, ignore_adapter=True))
         found = find_modules(shape, candidates)
-        total = sum(parameter.numel() for parameter in shape.parameters())
+        total = count_params(shape)
     print_modules(found, settings.model, total, show_all=show_all, as_json=as_json)
 
 
@@ -104,14 +105,14 @@ def estimate(
 
     check_budget(plan.budget)
     with status("building the model's shape"):
-        from hlscore.inputs.identity import dimensions, parameter_sizes
+        from hlscore.inputs.identity import count_params, dimensions, parameter_sizes
         from hlscore.inputs.model import load_shape
-        from hlscore.inputs.modules import find_modules
+        from hlscore.inputs.modules import candidates_of, find_modules
 
         built, _ = load_shape(replace(settings, ignore_adapter=True))
         shape = ModelShape(
-            n_params=sum(parameter.numel() for parameter in built.parameters()),
-            dimensions=dimensions(built),
+            n_params=count_params(built),
+            dimensions=dimensions(built, candidates_of(find_modules(built))),
             modules=find_modules(built, candidates),
             parameters=parameter_sizes(built),
         )

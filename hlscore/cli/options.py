@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, replace
 from functools import partial, wraps
@@ -12,12 +13,13 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from hlscore.errors import UsageError
 from hlscore.settings import DEFAULT_SAMPLES, Setting, build, option, setting_of, settings_in
 
 OUT = option(None, "Folder for the results.", short="o", default="hlscore-out/<model>")
 FORCE = option(False, "Replace existing results.")
 JSON = option(False, "Print the result as JSON for scripts.", name="json")
-TOP = option(15, "Modules to show in the table.", low=1)
+TOP_HELP = "Modules to show in the table; 0 or all for every one."
 # Data of commands without --objective.
 SUPERVISED: dict[str, dict[str, str]] = {
     "data": {
@@ -33,6 +35,16 @@ SUPERVISED: dict[str, dict[str, str]] = {
     "max_length": {"default": "1024, or the context if smaller"},
 }
 Given = dict[str, Any]
+
+
+def modules_to_show(text: str, flag: str) -> int:
+    """A number of modules; 0 or `all`: every one."""
+    if text != "all" and not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"{flag} is '{text}'.", hint="Use a number of modules, or all.")
+    return (0 if text == "all" else int(text)) or sys.maxsize
+
+
+TOP = option(15, TOP_HELP, default="15", metavar="<int>", parse=modules_to_show)
 
 
 @dataclass(frozen=True, slots=True)

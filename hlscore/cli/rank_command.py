@@ -122,15 +122,14 @@ def _score(
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, rank_model, score_updates, score_weights
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_model, load_sharded, resolve_device
-        from hlscore.inputs.placement import dtype_warning
+        from hlscore.inputs.model import dtype_warning, load_model, load_sharded
     if settings.updates:
         with terminal_progress() as progress:
             return score_updates(settings, progress)[0]
     if settings.data.without_probes:
         with terminal_progress() as progress:
             return score_weights(settings, progress)
-    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
+    warn(dtype_warning(settings.model))
     with status("reading probe data"):
         examples = read_probes(settings)
     storage = Storage(folder=folder, every_seconds=save_every or float("inf"), resume=resume)
@@ -167,15 +166,19 @@ def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
     with status("loading torch and transformers"):
         from hlscore.flow import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
-        from hlscore.inputs.placement import dtype_warning
+        from hlscore.inputs.model import (
+            dtype_warning,
+            load_shape,
+            load_tokenizer,
+            resolve_device,
+        )
         from hlscore.views.forecast import print_forecast
     device = resolve_device(settings.model.device)
-    warn(dtype_warning(settings.model, device))
+    warn(dtype_warning(settings.model))
     with status(f"reading configuration{' and probe data' if probed else ''}"):
-        model, files = load_shape(settings.model)
+        model, source = load_shape(settings.model)
         if probed:
-            tokenizer, examples = load_tokenizer(files, settings.model), read_probes(settings)
+            tokenizer, examples = load_tokenizer(source), read_probes(settings)
             found: Any = forecast(model, tokenizer, examples, settings, device)
         else:
             found = forecast_weights(model, settings)

@@ -4,25 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
 from hlscore.settings import FILTER_PANEL, Filters, option
 
 _SHOWN = 15
-
-
-def _number(text: str, flag: str) -> int:
-    """A number of modules; 0 for all."""
-    if text == "all":
-        return 0
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UsageError(f"{flag} is '{text}'.", hint="Use a number of modules, or all.")
-    return int(text)
 
 
 @o.takes_settings
@@ -42,9 +34,10 @@ def show(
     columns: str | None = option(None, "More columns of a report, such as tail,residual_ratio."),
     top: int | None = option(
         None,
-        "Modules to show in the table; 0 or all for every one.",
+        o.TOP_HELP,
         default=f"{_SHOWN}; all with --json",
-        parse=_number,
+        metavar="<int>",
+        parse=o.modules_to_show,
     ),
     as_json: bool = o.JSON,
 ) -> None:
@@ -60,57 +53,42 @@ def show(
     """
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.plan_file import read_artifact
-    from hlscore.artifacts.selection import (
-        columns_of,
-        find_column,
-        find_module,
-        matching,
-        ordered,
-    )
+    from hlscore.artifacts.selection import columns_of, find_column, find_module, matching, ordered
     from hlscore.views import show as view
 
     if module is not None:
         tables = {"--sort": sort, "--reverse": reverse or None, "--columns": columns, "--top": top}
-        _refuse(tables, "is for tables; --module shows one module")
+        _refuse(tables, "is for tables; --module shows one module.", "Remove one of them.")
     if as_json:
-        _refuse({"--columns": columns}, "is for tables; --json prints every column")
+        _refuse({"--columns": columns}, "is for tables; --json prints every column.", "Remove it.")
     artifact = read_artifact(file)
-    known = columns_of(artifact)
-    most = (None if as_json else _SHOWN) if top is None else top or None
+    every: Sequence[Any]
     if isinstance(artifact, Plan):
-        _refuse(
-            {"--status": filters.status, "--columns": columns},
-            "is for a scores.parquet, not a plan",
-        )
-        items = matching(sorted(artifact.modules, key=lambda item: item.position), filters)
-        if module is not None:
-            item = find_module(items, module, filters, artifact.skipped)
-            view.print_plan_module(artifact, item, file, as_json=as_json)
-            return
-        column = find_column(known, "place" if sort is None else sort, "--sort")
-        items = ordered(items, column, reverse=reverse)
-        if as_json:
-            view.print_selected(artifact, items, column, file, most)
-        else:
-            view.print_plan(artifact, items, file, filters, most)
-        return
-    _refuse({"--mode": filters.mode}, "is for a plan.json, not for scores")
-    rows = matching(ordered(artifact.rows, known["place"], reverse=False), filters)
-    if module is not None:
-        row = find_module(rows, module, filters)
-        view.print_report_module(artifact, row, file, as_json=as_json)
-        return
-    names = [] if columns is None else columns.split(",")
-    column = find_column(known, view.ordering_score(artifact) if sort is None else sort, "--sort")
-    more = [find_column(known, name.strip(), "--columns") for name in names]
-    rows = ordered(rows, column, reverse=reverse)
-    if as_json:
-        view.print_selected(artifact, rows, column, file, most)
+        of_scores = "is for a scores.parquet, not a plan."
+        _refuse({"--status": filters.status}, of_scores, "--mode filters the modules of a plan.")
+        _refuse({"--columns": columns}, of_scores, "--json prints every field of its modules.")
+        every = artifact.modules
     else:
-        view.print_report(artifact, rows, [column, *more], file, filters, most)
+        of_plans = "is for a plan.json, not for scores."
+        _refuse({"--mode": filters.mode}, of_plans, "--status filters the rows of scores.")
+        every = artifact.rows
+    known = columns_of(artifact)
+    items = matching(ordered(every, known["place"], reverse=False), filters)
+    if module is not None:
+        item = find_module(items, module, filters, getattr(artifact, "skipped", ()))
+        view.print_module(artifact, item, file, as_json=as_json)
+        return
+    if sort is None:
+        sort = "place" if isinstance(artifact, Plan) else view.ordering_score(artifact)
+    names = [] if columns is None else columns.split(",")
+    chosen = [find_column(known, sort, "--sort")]
+    chosen += [find_column(known, name.strip(), "--columns") for name in names]
+    items = ordered(items, chosen[0], reverse=reverse)
+    most = top if top is not None else sys.maxsize if as_json else _SHOWN
+    view.print_selected(artifact, items, chosen, file, filters, most, as_json=as_json)
 
 
-def _refuse(options: Mapping[str, object], why: str) -> None:
+def _refuse(options: Mapping[str, object], why: str, hint: str) -> None:
     for flag, value in options.items():
         if value is not None:
-            raise UsageError(f"{flag} {why}.")
+            raise UsageError(f"{flag} {why}", hint=hint)

@@ -28,7 +28,6 @@ from hlscore.settings import (
 from hlscore.views.progress import status, terminal_progress
 
 if TYPE_CHECKING:
-    from hlscore.inputs.stored_weights import StoredWeights
     from hlscore.inputs.trained import Adapter
 
 _AUDIT_FILE = "audit.parquet"
@@ -174,23 +173,21 @@ def extract_lora(
     `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
     """
     check_folder(out, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), force=force)
-    adapter, weights = _opened(run, base)
+    adapter = _opened(run, base)
     with status("loading torch"):
         from safetensors.torch import save_file
 
         from hlscore.inputs.model import resolve_device
-        from hlscore.serving.plain_adapter import plain_adapter
+        from hlscore.serving import plain_adapter
         from hlscore.views.trained import print_plain_adapter
     with terminal_progress() as progress:
         progress.start("decomposing", len(adapter.parameters), "modules")
         found = plain_adapter(
-            adapter, weights, max_rank=max_rank, max_error=max_error,
+            adapter, max_rank=max_rank, max_error=max_error,
             device=resolve_device(base.device), advance=progress.advance,
         )  # fmt: skip
-    config = found.config | {"base_model_name_or_path": base.model}
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     write_files(out, {
-        ADAPTER_CONFIG: text,
+        ADAPTER_CONFIG: json.dumps(found.config, indent=2, sort_keys=True) + "\n",
         ADAPTER_WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
     })  # fmt: skip
     losses = _held_out_losses({"trained": run, "as plain LoRA": str(out)}, base, held_out)
@@ -214,34 +211,33 @@ def merge(
     `hlscore merge ./hybrid-run --model Qwen/Qwen3-0.6B -o ./merged`
     """
     check_folder(out, ("config.json", "model.safetensors"), force=force)
-    adapter, weights = _opened(run, replace(base, device="cpu"))
-    if out.resolve() in (weights.directory.resolve(), adapter.folder.resolve()):
+    adapter = _opened(run, replace(base, device="cpu"))
+    if out.resolve() in (adapter.base.directory.resolve(), adapter.folder.resolve()):
         raise UsageError(f"--out '{out}' is the base or the adapter.", hint="Give another folder.")
-    from hlscore.serving.merge_files import merge_writers
+    from hlscore.serving import merge_writers
     from hlscore.views.trained import print_merged
 
     changed = len(adapter.parameters)
     with terminal_progress() as progress:
         progress.start("merging", changed, "tensors")
-        writers = merge_writers(adapter, weights, progress.advance)
+        writers = merge_writers(adapter, progress.advance)
         check_folder(out, tuple(writers), force=force)
         paths = write_files(out, writers)
     print_merged(out, changed, paths, as_json=as_json)
 
 
-def _opened(run: str, base: ModelSettings) -> tuple[Adapter, StoredWeights]:
-    """The adapter of a training and the weights that it was trained on."""
+def _opened(run: str, base: ModelSettings) -> Adapter:
+    """The adapter of a training beside the weights that it was trained on."""
     with status("loading torch and transformers"):
         from hlscore.inputs.stored_weights import StoredWeights
         from hlscore.inputs.trained import Adapter, open_trained
-    weights = StoredWeights(base)
-    trained = open_trained(run, weights, base)
+    trained = open_trained(run, StoredWeights(base), base)
     if not isinstance(trained, Adapter):
         raise UsageError(
             f"'{run}' is a whole model: it can be served as it is.",
             hint="Name a folder with adapter_config.json.",
         )
-    return trained, weights
+    return trained
 
 
 def _held_out_losses(

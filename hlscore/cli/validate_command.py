@@ -78,11 +78,10 @@ def validate(
     from hlscore.inputs.placement import quiet_libraries
 
     with quiet_libraries():
-        from hlscore.inputs.model import resolve_device
-        from hlscore.inputs.placement import dtype_warning
+        from hlscore.inputs.model import dtype_warning
         from hlscore.validation import run
 
-    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
+    warn(dtype_warning(settings.model))
     with status("loading"):
         validation = run.prepare(settings, planned)
     if dry_run:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TypeAlias
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError
 from hlscore.exporters.exporter import Export
 from hlscore.inputs.hub import find_model
-from hlscore.inputs.tensor_files import NewTensor, StoredTensor, sampled_hash, stored_tensors
+from hlscore.inputs.tensor_files import NewTensor, StoredTensor, sample_hash, stored_tensors
 from hlscore.settings import ModelSettings
 from hlscore.wording import first_of
 
@@ -48,18 +47,25 @@ def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
 
 def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor], Callable[[], str]]:
     """The tensors of a model by name, and a function that hashes samples of its weights."""
-    tensors: Mapping[str, BaseTensor]
-    tensors = stored = stored_tensors(find_model(model, weights=True).directory)
-    counted = [item.parameter for item in plan.modules if item.layer is not None]
-    counted += [item.parameter for item in plan.skipped if item.left_out in _BY_GLOB]
-    weights_hash = partial(sampled_hash, stored, counted)
-    if not all(item.parameter in stored for item in plan.modules):
-        # Stored under other names or in pieces, as older mixtures of experts are.
+    stored = stored_tensors(find_model(model, weights=True).directory)
+    tensors: Mapping[str, BaseTensor] = stored
+    if all(item.parameter in stored for item in plan.modules):
+        counted = {item.parameter for item in plan.modules if item.layer is not None}
+        counted |= {item.parameter for item in plan.skipped if item.left_out in _BY_GLOB}
+
+        def weights_hash() -> str:
+            names = stored.keys() & counted
+            return sample_hash({name: stored[name].sample().tobytes() for name in names})
+
+    else:  # stored under other names or in pieces, as older mixtures of experts are
         from hlscore.inputs.stored_weights import StoredWeights
 
         weights = StoredWeights(replace(model, device="cpu"))
         tensors = weights.named_tensors()
-        weights_hash = partial(weights.read, (), lambda *_: None)
+
+        def weights_hash() -> str:
+            return weights.read((), lambda *_: None)
+
     wrong = []
     for item in plan.modules:
         shape: tuple[int, ...] = (item.out_features, item.in_features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hlscore.flow.audit import Audit, audit_of
 from hlscore.flow.forecast import Forecast, WeightForecast, forecast, forecast_weights
-from hlscore.flow.rank import encode_probes, rank_model, sample_rollouts, score_probes
+from hlscore.flow.rank import encode_probes, rank_model, sample_rollouts
 from hlscore.flow.result import RankResult
 from hlscore.flow.updates import Moved, score_updates
 from hlscore.flow.weights_alone import score_weights
@@ -26,7 +26,6 @@ __all__ = [
     "forecast_weights",
     "rank_model",
     "sample_rollouts",
-    "score_probes",
     "score_updates",
     "score_weights",
 ]

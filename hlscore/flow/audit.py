@@ -17,7 +17,7 @@ from hlscore.inputs.examples import read_examples
 from hlscore.inputs.hub import find_adapter
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
-from hlscore.probes.losses import counted_tokens, example_sums
+from hlscore.probes.units import counted_tokens, example_sums
 from hlscore.records import ScoreReport
 from hlscore.settings import DataSettings, ModelSettings
 

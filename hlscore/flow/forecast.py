@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -11,18 +10,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.rank import encode_probes
+from hlscore.flow.weights_alone import modules_to_plan
 from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, with_movement
 from hlscore.inputs.formats import ExampleSet
+from hlscore.inputs.identity import identify
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
-from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
-from hlscore.rollouts.generation import room_for
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
-from hlscore.rollouts.sampling import prompts_of
+from hlscore.rollouts.sampling import prompts_of, room_for
 from hlscore.settings import ObjectiveSettings, RankSettings
 from hlscore.weights.decomposition import decomposition_bytes
 
@@ -70,7 +70,7 @@ def forecast(
     device: torch.device,
 ) -> Forecast:
     """Say what a run would do."""
-    modules = find_modules(model, settings.candidates)
+    modules, budget_unit, budget_limit = _modules(model, settings)
     chosen = candidates_of(modules)
     count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
     settings, notes = with_movement(model, chosen, settings, examples=count)
@@ -104,7 +104,6 @@ def forecast(
     kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
     gradient_bytes = kept - choice.needs.activations
     weights = sum(item.n_weights for item in chosen)
-    budget_unit, budget_limit = _budget(chosen, settings)
     return Forecast(
         modules=modules,
         settings=settings,
@@ -129,10 +128,15 @@ def forecast(
     )
 
 
-def _budget(chosen: Sequence[Candidate], settings: RankSettings) -> tuple[str, int]:
-    """Unit of the budget, one of it, and how many it allows."""
+def _modules(
+    model: PreTrainedModel, settings: RankSettings
+) -> tuple[tuple[Candidate, ...], str, int]:
+    """Every module, the unit of the budget, one of it, and how many it allows."""
+    identity = identify(model, settings.model.model, None, weights_hash="")
+    modules = modules_to_plan(model, identity, settings)
     budget = parse_budget(settings.plan.budget)
-    return budget.unit.removesuffix("s"), budget.limit([item.n_params for item in chosen])
+    limit = budget.limit([item.n_params for item in candidates_of(modules)])
+    return modules, budget.unit.removesuffix("s"), limit
 
 
 def _longest_rollouts(
@@ -189,15 +193,14 @@ class WeightForecast:
 
 def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightForecast:
     """Say what a run on the weights alone would do."""
-    modules = find_modules(model, settings.candidates)
+    modules, budget_unit, budget_limit = _modules(model, settings)
     chosen = candidates_of(modules)
-    unit, limit = _budget(chosen, settings)
     largest = max(item.n_weights for item in chosen)
     return WeightForecast(
         modules=modules,
         matrices=sum(item.matrices for item in chosen),
         largest_bytes=planned_dtype(model.config, settings.model).itemsize * largest,
         work_bytes=max(decomposition_bytes(item) for item in chosen),
-        budget_unit=unit,
-        budget_limit=limit,
+        budget_unit=budget_unit,
+        budget_limit=budget_limit,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import CaptureError, UsageError
 from hlscore.flow.result import RankResult, result_of
-from hlscore.flow.weights_alone import weight_statistics
+from hlscore.flow.weights_alone import modules_to_plan, weight_statistics
 from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import weights_as_trained
@@ -23,12 +23,12 @@ from hlscore.gradients.run import capture, reduce
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
-from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.planning.problem import check_plan_for, check_run_settings
+from hlscore.inputs.modules import candidates_of
+from hlscore.planning.problem import check_run_settings
 from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
-from hlscore.records import Candidate, ModelIdentity
+from hlscore.records import ModelIdentity
 from hlscore.rollouts.reading import rollouts_from
 from hlscore.rollouts.records import RolloutJournal, RolloutSet
 from hlscore.rollouts.rewards import Reward, RewardProcess
@@ -44,7 +44,7 @@ def rank_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     identity: ModelIdentity,
-    examples: ExampleSet | RolloutSet,
+    examples: ExampleSet | RolloutSet | ProbeSet,
     settings: RankSettings,
     progress: Progress,
     *,
@@ -57,22 +57,22 @@ def rank_model(
 
     Args:
         model: The model with weights; comes back as it was.
+        tokenizer: Not used where the examples are tokenized.
         functions: Reward functions by name, of the Python API.
-        processes: This process among those that share the probes.
-        storage: Where progress is stored, if anywhere.
         sampled: Receives the completions that the model sampled, before they are probed.
 
     Returns:
         Report, plan and completions; `None` in all but the main process.
     """
     check_run_settings(settings)
-    modules = find_modules(model, settings.candidates)
-    check_plan_for(identity, modules, settings.plan)
+    score = find_score(settings.plan.score)
+    modules = modules_to_plan(model, identity, settings)
+    planned = candidates_of(modules)
     count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
-    settings, notes = with_movement(model, candidates_of(modules), settings, examples=count)
-    if settings.capture.movement == "trial" and not find_score(settings.plan.score).reads_gradients:
+    settings, remarks = with_movement(model, planned, settings, examples=count)
+    if settings.capture.movement == "trial" and not score.reads_gradients:
         raise UsageError(
-            f"--movement trial is given, but --score {settings.plan.score} does not use trials.",
+            f"--movement trial is given, but --score {score.name} does not use trials.",
             hint="Remove --movement, or use --score hls with --weight-scores for both.",
         )
     rollouts = None
@@ -82,7 +82,6 @@ def rank_model(
             functions=functions, processes=processes, storage=storage,
         )  # fmt: skip
         sampled(rollouts)
-    probes = encode_probes(model, tokenizer, examples, settings)
     earlier_seconds = 0.0
     if isinstance(examples, RolloutSet):
         earlier_seconds = examples.seconds
@@ -90,34 +89,11 @@ def rank_model(
             # The run may have been stopped while it sampled.
             stored = any(processes.gather(captures_stored(storage.folder)))
             storage = replace(storage, resume=stored)
-    return score_probes(
-        model, modules, identity, probes, settings, progress,
-        processes=processes, storage=storage, earlier_seconds=earlier_seconds, rollouts=rollouts,
-        notes=notes,
-    )  # fmt: skip
+    probes = examples
+    if not isinstance(probes, ProbeSet):
+        probes = encode_probes(model, tokenizer, probes, settings)
 
-
-def score_probes(
-    model: PreTrainedModel,
-    modules: tuple[Candidate, ...],
-    identity: ModelIdentity,
-    probes: ProbeSet,
-    settings: RankSettings,
-    progress: Progress,
-    *,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
-    storage: Storage | None = None,
-    earlier_seconds: float = 0.0,
-    rollouts: RolloutSet | None = None,
-    notes: Sequence[str] = (),
-) -> RankResult | None:
-    """Do what `rank_model` does, from tokenized probes on.
-
-    Args:
-        notes: Remarks on how the settings were chosen.
-    """
     began = time.perf_counter()
-    planned = len(candidates_of(modules))
     modules = tuple(
         item if item.skipped else replace(item, left_out=out_of_reach(model, item))
         for item in modules
@@ -126,18 +102,19 @@ def score_probes(
     with _computing(model):
         captured = capture(model, chosen, identity, probes, settings, progress, processes, storage)
         weights = None
-        if settings.weight_scores or find_score(settings.plan.score).reads_weights:
+        if settings.weight_scores or score.reads_weights:
             weights = weight_statistics(
                 model, chosen, captured.reduction.ranks, progress, processes
             )
         if not processes.is_main:
             return None
         statistics = reduce(model, chosen, captured, settings, progress)
-    remarks = [*notes, *captured.notes]
-    if left_out := planned - len(chosen):
-        remarks.append(
-            f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
-            "their weights, which are sharded or offloaded."
+    remarks = (*remarks, *captured.notes)
+    if left_out := len(planned) - len(chosen):
+        remarks = (
+            *remarks,
+            f"{left_out:,} of {len(planned):,} modules are left out: no linear layer computes with "
+            "their weights, which are sharded or offloaded.",
         )
     result = result_of(
         settings,
@@ -153,7 +130,7 @@ def score_probes(
         dtype=str(model.dtype).removeprefix("torch."),
         sketch_size=captured.sketch_size,
         trial_rate=captured.trial_rate,
-        notes=tuple(remarks),
+        notes=remarks,
         rollouts=rollouts,
     )
     if captured.file is not None:
@@ -200,7 +177,7 @@ def sample_rollouts(
     """Let a model complete prompts, and judge what it wrote; see `rank_model`."""
     # What would be refused afterwards is refused before.
     length_limit(model, settings.data.max_length, default=None)
-    journal, resume = None, False
+    journal = None
     if storage is not None:
         # All columns, in order: rewards may read any of them.
         rows = json.dumps([dict(row) for row in examples.rows], default=str, skipkeys=True)
@@ -211,14 +188,14 @@ def sample_rollouts(
             device=input_device(model).type,
             processes=processes.size,
         )
-        journal, resume = RolloutJournal(storage.folder, run, processes), storage.resume
-        if resume and not any(processes.gather(journal.exists())):
+        journal = RolloutJournal(storage.folder, run, processes)
+        if storage.resume and not any(processes.gather(journal.exists())):
             raise nothing_to_resume(storage.folder)
     rewards = RewardProcess.of(settings.objective, functions)
     with _computing(model):
         return sample_completions(
             model, tokenizer, examples, settings.objective, rewards, progress,
-            seed=settings.seed, processes=processes, journal=journal, resume=resume,
+            seed=settings.seed, processes=processes, journal=journal,
         )  # fmt: skip
 
 

@@ -95,14 +95,10 @@ def result_of(
     notes: tuple[str, ...] = (),
     rollouts: RolloutSet | None = None,
 ) -> RankResult:
-    """Score modules by their statistics and allocate the budget.
+    """Score modules by the statistics of their gradients, updates or weights, and plan.
 
     Args:
         ranks: Ranks of the tail curves.
-        statistics: Of the gradient or update of each candidate.
-        weights: Of the weight of each candidate.
-        sketch_size: Columns of a sketch.
-        trial_rate: Learning rate of the trials.
     """
     plan = settings.plan
     rows = build_rows(

@@ -51,10 +51,8 @@ def score_updates(
     """Score the weight updates of finished trainings without loading a model, and plan.
 
     The updates of the first half of the trainings are averaged to A, those of the second to B,
-    and each is a group for the standard errors, as with trials. A single one is both.
-
-    Returns:
-        What `rank` returns, and what became of each weight by module name.
+    and each is a group for the standard errors, as with trials. A single one is both. Beside the
+    result comes what became of each weight, by module name.
     """
     plan = settings.plan
     check_run_settings(settings)

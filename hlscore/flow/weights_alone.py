@@ -51,8 +51,7 @@ def score_weights(
     else:
         model, identity = held
         device, dtype = input_device(model), str(model.dtype).removeprefix("torch.")
-        modules = find_modules(model, settings.candidates)
-        check_plan_for(identity, modules, settings.plan)
+        modules = modules_to_plan(model, identity, settings)
         began = time.perf_counter()
         found = weight_statistics(model, candidates_of(modules), ranks, progress)
     return result_of(
@@ -68,11 +67,19 @@ def score_weights(
     )
 
 
+def modules_to_plan(
+    model: PreTrainedModel, identity: ModelIdentity, settings: RankSettings
+) -> tuple[Candidate, ...]:
+    """Modules of a model; a budget or a lock that cannot work for them is refused."""
+    modules = find_modules(model, settings.candidates)
+    check_plan_for(identity, modules, settings.plan)
+    return modules
+
+
 def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]]:
     """Open the files of a model, and refuse what cannot be planned or is not in them."""
     stored = StoredWeights(settings.model)
-    modules = find_modules(stored.shape, settings.candidates)
-    check_plan_for(stored.identity(), modules, settings.plan)
+    modules = modules_to_plan(stored.shape, stored.identity(), settings)
     stored.check(candidates_of(modules))
     return stored, modules
 
@@ -84,13 +91,8 @@ def weight_statistics(
     progress: Progress,
     processes: Processes = Processes(),  # noqa: B008 - frozen
 ) -> dict[str, WeightStatistics]:
-    """Statistics of the weights of a model in memory, by module name.
-
-    Args:
-        processes: All gather weights that are sharded; the main one decomposes, and the others
-            return nothing.
-    """
-    if not processes.is_main:
+    """Statistics of the weights of a model in memory, by module name, in the main process."""
+    if not processes.is_main:  # sharded weights are gathered by all
         for item in chosen:
             dense_weight(model, item)
         return {}
@@ -104,10 +106,7 @@ def weight_statistics(
 def _decomposing(
     chosen: tuple[Candidate, ...], ranks: tuple[int, ...], device: torch.device, progress: Progress
 ) -> Iterator[tuple[dict[str, WeightStatistics], Callable[[Candidate, torch.Tensor | None], None]]]:
-    """Spread the decompositions of weights over threads.
-
-    Args:
-        device: Where to compute; an accelerator decomposes one weight after the other.
+    """Spread the decompositions of weights over threads; an accelerator takes one at a time.
 
     Yields:
         Statistics by module name, complete when the block ends, and a function that takes one

@@ -49,6 +49,10 @@ _SHAREGPT = "conversations"
 # As LLaMA-Factory and axolotl read them.
 _SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool"}
 _CALL = "function_call"
+_JSON_NAMES = {
+    bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array",
+    Mapping: "an object",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +150,7 @@ class _Example:
     ) -> DataError:
         column = self.columns.get(role, role)
         where = f"Column '{column}' of example {self.index} in '{self.source}'"
-        return DataError(f"{where} is {what}.", hint=hint)
+        return DataError(f"{where} {what}.", hint=hint)
 
     def read(self, found: ExampleFormat) -> Row:
         """The columns of the format, by role, with turns in TRL's form."""
@@ -160,11 +164,8 @@ class _Example:
             text: Any = str(given) if _is_number(given) else given
             if role in _TURNS and _is_sharegpt(text):
                 text = _messages_of(text)
+            self.check_text(role, text)
             texts[role] = text
-            if role == "messages" or (role in _TURNS and isinstance(text, list)):
-                self.check_messages(role, text)
-            elif not isinstance(text, str):
-                raise self.error(role, f"{type(text).__name__}, not text")
         # A conversation may be continued by text, but not the other way round.
         kinds: dict[str, str] = {
             role: "messages" if isinstance(texts[role], list) else "text"
@@ -191,6 +192,27 @@ class _Example:
             return texts | self.template_arguments(named)
         return texts
 
+    def check_text(self, role: str, value: object) -> None:
+        """Check text, or messages where the role takes them."""
+        if role == "messages" or (role in _TURNS and isinstance(value, list)):
+            # A turn that only calls tools has nothing to say.
+            fits = isinstance(value, list) and all(
+                isinstance(turn, Mapping)
+                and "role" in turn
+                and ("content" in turn or turn.get("tool_calls"))
+                for turn in value
+            )
+            if not value or not fits:
+                hint = 'Each message is an object with "role" and "content".'
+                raise self.error(role, "is not a list of messages", hint)
+        elif not isinstance(value, str):
+            raise self.error(role, f"is {_json_name(value)}, not text")
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            what = "holds half of a surrogate pair, which UTF-8 cannot write"
+            raise self.error(role, what) from error
+
     def template_arguments(self, named: Row) -> dict[str, Any]:
         """What a row hands to the chat template: tools, as a list or as its JSON, and more."""
         found = {role: named[role] for role in _TEMPLATE if role in named}
@@ -200,23 +222,11 @@ class _Example:
             except ValueError:
                 found["tools"] = ""
         if not isinstance(found.get("tools"), list | None):
-            raise self.error("tools", "not a list of tools, nor the JSON of one")
+            raise self.error("tools", "is not a list of tools, nor the JSON of one")
         arguments = found.get("chat_template_kwargs", {})
         if not isinstance(arguments, Mapping):
-            raise self.error("chat_template_kwargs", f"{type(arguments).__name__}, not an object")
+            raise self.error("chat_template_kwargs", f"is {_json_name(arguments)}, not an object")
         return found
-
-    def check_messages(self, role: str, value: object) -> None:
-        # A turn that only calls tools has nothing to say.
-        fits = isinstance(value, list) and all(
-            isinstance(turn, Mapping)
-            and "role" in turn
-            and ("content" in turn or turn.get("tool_calls"))
-            for turn in value
-        )
-        if not value or not fits:
-            hint = 'Each message is an object with "role" and "content".'
-            raise self.error(role, "not a list of messages", hint)
 
     def rollout(self, named: dict[str, Any]) -> Row:
         """A completion with its reward."""
@@ -232,11 +242,7 @@ class _Example:
                     f"neither '{text}' nor '{ids}'",
                     f"Map one of them, for example --column {text}=COLUMN.",
                 )
-            value = named.get(text, "")
-            if isinstance(value, list):
-                self.check_messages(text, value)
-            elif not isinstance(value, str):
-                raise self.error(text, f"{type(value).__name__}, not text")
+            self.check_text(text, named.get(text, ""))
         # Messages can only be rendered after those that they answer.
         continues = isinstance(named.get("prompt"), list) or "completion_ids" in named
         if not continues and isinstance(named["completion"], list):
@@ -248,21 +254,20 @@ class _Example:
             self.check_numbers("logprobs", named["logprobs"], whole=False)
         reward = named["reward"]
         if reward is not None and not isinstance(reward, bool | int | float):
-            raise self.error("reward", f"{type(reward).__name__}, not a number")
+            raise self.error("reward", f"is {_json_name(reward)}, not a number")
         if reward is not None and not abs(reward) <= LARGEST_REWARD:
             raise self.error(
                 "reward",
-                f"{reward}, {'too large' if math.isfinite(reward) else 'not a number'}",
+                f"is {reward}, {'too large' if math.isfinite(reward) else 'not a number'}",
                 "Repair it; null says that the completion could not be judged.",
             )
         temperature = named.get("temperature", 1)
         if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-            raise self.error("temperature", f"{temperature!r}, not a temperature")
+            raise self.error("temperature", f"is {temperature!r}, not a temperature")
         truncated = named.get("truncated", False)
         if not isinstance(truncated, int | float) or truncated not in (0, 1):
-            raise self.error(
-                "truncated", f"{truncated!r}, neither true nor false", "Repair it, or remove it."
-            )
+            what = f"is {truncated!r}, neither true nor false"
+            raise self.error("truncated", what, "Repair it, or remove it.")
         return named | self.template_arguments(named)
 
     def check_numbers(self, role: str, value: Any, *, whole: bool) -> None:
@@ -273,15 +278,25 @@ class _Example:
             or isinstance(value, str)
             or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
         ):
-            raise self.error(role, f"not a list of {'token ids' if whole else 'numbers'}")
+            raise self.error(role, f"is not a list of {'token ids' if whole else 'numbers'}")
         numbers = [item for item in value if item is not None]
         if any(math.isinf(item) for item in numbers):
-            raise self.error(role, "a list with infinite numbers")
+            raise self.error(role, "is a list with infinite numbers")
         if whole and any(item < 0 for item in numbers):
-            raise self.error(role, "a list with negative ids")
+            raise self.error(role, "is a list with negative ids")
         if not whole and any(item > 1e-6 for item in numbers):
             hint = "Log-probabilities are natural logarithms: 0 or less."
-            raise self.error(role, "a list with positive numbers", hint)
+            raise self.error(role, "is a list with positive numbers", hint)
+
+
+def _json_name(value: object) -> str:
+    """A value that is of the wrong type, in the words of JSON."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "null" if value is None else str(value)
+    for kind, name in _JSON_NAMES.items():
+        if isinstance(value, kind):
+            return name
+    return f"of type {type(value).__name__}"
 
 
 def _is_number(value: object) -> bool:

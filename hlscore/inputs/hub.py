@@ -21,6 +21,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 ADAPTER_PREFIX = "base_model.model."  # what PEFT puts before the names of modules
+SAVE_AGAIN = "Download or save the model again."
 # Files that trainers save beside weights, with suffixes of weights.
 _NO_WEIGHTS = (
     ADAPTER_WEIGHTS, ADAPTER_PICKLE, "training_args.bin", "optimizer.bin", "scheduler.bin",
@@ -72,19 +73,19 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     has_config = (directory / "config.json").is_file()
     there = [path for suffix in (".safetensors", ".bin") for path in _weights(directory, suffix)]
     # Trainers save config.json beside an adapter too; a hub download for a shape has no weights.
-    if adapter and (not has_config or (weights and not there)):
-        try:
-            content = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    incomplete = not has_config or (weights and not there)
+    if adapter and incomplete:
+        base = ""
+        with suppress(ModelError):
+            content = read_json(directory / ADAPTER_CONFIG)
             base = str(content.get("base_model_name_or_path") or "")
-        except (OSError, ValueError, AttributeError):
-            base = ""
         named = f", '{base}'," if base and base.isprintable() else ","
         raise ModelError(
             f"'{name}' is an adapter, not a model.",
             hint=f"Give its base model{named} or the model with the adapter merged.",
         )
     gguf = sorted(path.name for path in directory.glob("*.gguf"))
-    if gguf and (not has_config or (weights and not there)):
+    if gguf and incomplete:
         raise _gguf_error(name, gguf[0], str(directory))
     if adapter and not settings.ignore_adapter:
         raise ModelError(
@@ -122,6 +123,19 @@ def find_adapter(settings: ModelSettings) -> Path | None:
     elif (folder / ADAPTER_CONFIG).is_file() and not _weights(folder, ".safetensors"):
         return folder
     return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file of a model."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"'{path}' cannot be read: {first_line(error)}", hint=SAVE_AGAIN
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"'{path}' does not hold a JSON object.", hint=SAVE_AGAIN)
+    return content
 
 
 def looks_like_path(name: str) -> bool:
@@ -176,12 +190,7 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 def hub_error(
     what: str, kind: type[Exception], text: str, revision: str | None = None
 ) -> tuple[str, str]:
-    """Message and hint for a failure of the hub client.
-
-    Args:
-        what: Such as `model 'org/name'`.
-        text: What the client said.
-    """
+    """Message and hint for a failure of the hub client with, say, `model 'org/name'`."""
     from huggingface_hub import errors as hub
 
     known: tuple[tuple[Any, str, str], ...] = (

@@ -30,8 +30,8 @@ from transformers.models.auto.modeling_auto import (
 
 from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.inputs.hub import ADAPTER_CONFIG, ModelFiles, find_model
-from hlscore.inputs.identity import dimensions, identify
-from hlscore.inputs.modules import decoder_blocks
+from hlscore.inputs.identity import count_params, identify, packable_sizes
+from hlscore.inputs.modules import ONLY_DECODERS, decoder_blocks
 from hlscore.inputs.placement import loading, out_of_memory, plan_placement, quantization
 from hlscore.inputs.tensor_files import stored_tensors
 from hlscore.inputs.weights import accelerate_hooks, tied_names
@@ -41,10 +41,19 @@ from hlscore.records import ModelIdentity
 from hlscore.settings import Dtype, ModelSettings
 
 BELONG_TOGETHER = "Check that config.json and the weights belong together."
-_ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
 # Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
 Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Files of a model, and how transformers loads them."""
+
+    settings: ModelSettings
+    files: ModelFiles
+    loader: Any  # the class whose `from_pretrained` loads it
+    config: PreTrainedConfig  # what the class takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +67,12 @@ class LoadedModel:
 
 def load_model(settings: ModelSettings) -> LoadedModel:
     """Load a model with its weights, and its tokenizer."""
-    resolve_device(settings.device)
-    files = find_model(settings, weights=True)
-    _loader(files, settings)  # a broken one is named before the tokenizer trips over it
-    tokenizer = load_tokenizer(files, settings)
-    model = load_weights(files, settings)
-    identity = replace(
-        identify(model, settings.model, files.revision), notes=loading_notes(model, files, settings)
+    resolve_device(settings.device)  # a wrong one is named before anything is read
+    source = find_source(settings, weights=True)
+    tokenizer = load_tokenizer(source)
+    model = load_weights(source)
+    identity = identify(
+        model, settings.model, source.files.revision, notes=loading_notes(model, source)
     )
     return LoadedModel(model=model, tokenizer=tokenizer, identity=identity)
 
@@ -85,10 +93,10 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
             hint="Start it with torchrun --nproc-per-node N -m hlscore rank ...",
         )
     device = resolve_device(settings.device)
-    model, files = load_shape(settings)
+    model, source = load_shape(settings)
     check_blocks_share_nothing(model, settings.model)
     model = model.to(planned_dtype(model.config, settings))
-    tokenizer = load_tokenizer(files, settings)
+    tokenizer = load_tokenizer(source)
     whole = None
     if processes.is_main:
         # Not `auto`: what a CPU avoids is no matter of the devices that compute.
@@ -106,11 +114,10 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
             fully_shard(model.get_submodule(name), mesh=mesh)
         fully_shard(model, mesh=mesh)
         # Buffers that no checkpoint holds, such as rotary frequencies, are sent one by one.
-        sources = dict(held.named_buffers()) if held is not None else {}
+        originals = {} if held is None else dict(held.named_buffers())
         for name, buffer in list(model.named_buffers()):
             owner, _, leaf = name.rpartition(".")
-            source = sources.get(name)
-            value = torch.empty_like(buffer, device=device) if source is None else source.to(device)
+            value = originals.get(name, torch.empty_like(buffer, device=device)).to(device)
             torch.distributed.broadcast(value, src=0)
             model.get_submodule(owner)._buffers[leaf] = value
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
@@ -134,19 +141,19 @@ def check_blocks_share_nothing(model: PreTrainedModel, name: str) -> None:
                 )
 
 
-def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
+def load_weights(source: ModelSource) -> PreTrainedModel:
     """Load a model with its weights, without a tokenizer."""
+    settings, config, directory = source.settings, source.config, source.files.directory
     device = resolve_device(settings.device)
-    stored_tensors(files.directory)  # a broken file is named before anything is loaded
-    loader, config = _loader(files, settings)
+    stored_tensors(directory)  # a broken file is named before anything is loaded
     planned = planned_dtype(config, settings)
     widened = config.get_text_config().dtype == torch.float16 != planned
     placement = plan_placement(config, settings, device, planned)
     placed = "device_map" in placement.options
     model: PreTrainedModel
     with loading(settings, placement):
-        model, info = loader.from_pretrained(
-            files.directory,
+        model, info = source.loader.from_pretrained(
+            directory,
             config=config,
             dtype=planned if widened or settings.dtype != "auto" else "auto",
             use_safetensors=None if settings.allow_pickle else True,
@@ -198,14 +205,10 @@ def unfit(name: str, what: str, tensors: Sequence[str]) -> ModelError:
 
 def load_shape(
     settings: ModelSettings, *, weights: bool = False
-) -> tuple[PreTrainedModel, ModelFiles]:
-    """Build a model on the meta device from its configuration alone, and find its files.
-
-    Args:
-        weights: Whether the files of its weights are needed too.
-    """
-    files = find_model(settings, weights=weights)
-    loader, config = _loader(files, settings)
+) -> tuple[PreTrainedModel, ModelSource]:
+    """Build a model on the meta device from its configuration, and find its files."""
+    source = find_source(settings, weights=weights)
+    loader, config = source.loader, source.config
     shape: PreTrainedModel
     try:
         with torch.device("meta"):
@@ -225,7 +228,7 @@ def load_shape(
     # Untie the weights that are unequal in the files, as `from_pretrained` does.
     tied = dict(tied_names(shape))
     try:
-        tensors = stored_tensors(files.directory) if tied else {}
+        tensors = stored_tensors(source.files.directory) if tied else {}
     except ModelError:  # refused when the weights are read
         tensors = {}
     stored = {}
@@ -235,14 +238,14 @@ def load_shape(
             target, conversion = current(name)
             if conversion is None:
                 stored[target] = tensor
-    for target, source in tied.items():
-        both = target in stored and source in stored
-        if both and not stored[target].equals(stored[source]):
+    for target, first in tied.items():
+        both = target in stored and first in stored
+        if both and not stored[target].equals(stored[first]):
             owner, _, leaf = target.rpartition(".")
-            weight = nn.Parameter(torch.empty_like(shape.get_parameter(source)))
+            weight = nn.Parameter(torch.empty_like(shape.get_parameter(first)))
             shape.get_submodule(owner)._parameters[leaf] = weight
             shape.all_tied_weights_keys.pop(target)
-    return shape, files
+    return shape, source
 
 
 def renamer(shape: PreTrainedModel) -> Renamer:
@@ -265,13 +268,11 @@ def renamer(shape: PreTrainedModel) -> Renamer:
     return current
 
 
-def loading_notes(
-    model: PreTrainedModel, files: ModelFiles, settings: ModelSettings
-) -> tuple[str, ...]:
+def loading_notes(model: PreTrainedModel, source: ModelSource) -> tuple[str, ...]:
     """Say where a model differs from what a trainer would load from the same files."""
     notes, loaded = [], type(model).__name__
-    named = str((_loader(files, settings)[1].architectures or [loaded])[0])
-    if settings.text_only and named != loaded:
+    named = str((source.config.architectures or [loaded])[0])
+    if source.settings.text_only and named != loaded:
         notes.append(
             f"Loaded as {loaded} (--text-only): most trainers load {named}, which config.json "
             "names and whose modules have other names."
@@ -284,7 +285,7 @@ def loading_notes(
                 f"config.json ties {second} to {first}, but the files hold different values: they "
                 "are loaded as two weights."
             )
-    if (files.directory / ADAPTER_CONFIG).is_file():
+    if (source.files.directory / ADAPTER_CONFIG).is_file():
         notes.append(
             "The adapter beside the weights was ignored (--ignore-adapter): remove its files "
             "before training, or transformers attaches it."
@@ -319,12 +320,11 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     elif stored.get("load_in_8bit") or "fp8" in stored.get("quant_method", ""):
         bits = 8
     size: int = planned_dtype(model.config, settings).itemsize
-    whole: int = sum(parameter.numel() for parameter in model.parameters())
+    whole = count_params(model)
     if bits not in (4, 8):
         return whole * size
-    packed = dimensions(model)
-    rest = whole - packed.packable_params
-    return packed_bytes(packed.packable_params, packed.packable_rows, bits) + rest * size
+    packed, rows = packable_sizes(model)
+    return packed_bytes(packed, rows, bits) + (whole - packed) * size
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -359,14 +359,25 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedTokenizerBase:
+def dtype_warning(settings: ModelSettings) -> str:
+    """A warning about the dtype that was asked for; empty where there is none."""
+    if settings.dtype == "float16" and resolve_device(settings.device).type == "cpu":
+        return (
+            "float16 is very slow on most CPUs. --dtype bfloat16 takes as much memory; --dtype "
+            "float32 holds the same weights exactly."
+        )
+    return ""
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside a model."""
+    settings, directory = source.settings, source.files.directory
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.directory, trust_remote_code=settings.trust_remote_code
+            directory, trust_remote_code=settings.trust_remote_code
         )
     except Exception as error:
-        there = any(any(files.directory.glob(pattern)) for pattern in _TOKENIZER_PATTERNS)
+        there = any(any(directory.glob(pattern)) for pattern in _TOKENIZER_PATTERNS)
         why = f"no usable tokenizer: {first_line(error)}" if there else "no tokenizer files."
         raise ModelError(
             f"'{settings.model}' has {why}",
@@ -375,12 +386,9 @@ def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedToke
     return tokenizer
 
 
-def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrainedConfig]:
-    """Class that loads a model, and the configuration that it takes.
-
-    It is the class that `architectures` in config.json names: trainers load it (TRL's
-    `create_model_from_path`). Auto classes may choose a text-only class with other module names.
-    """
+def find_source(settings: ModelSettings, *, weights: bool) -> ModelSource:
+    """Find a model's files, and with which class and configuration transformers loads them."""
+    files = find_model(settings, weights=weights)
     try:
         content, _ = PreTrainedConfig.get_config_dict(files.directory)
         known = content.get("model_type") in CONFIG_MAPPING
@@ -399,13 +407,26 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
         raise ModelError(
             f"The config.json of '{settings.model}' cannot be used: {first_line(error)}"
         ) from error
+    loader = _loader(config, settings)
+    kind = loader.config_class if issubclass(loader, PreTrainedModel) else PreTrainedConfig
+    if not isinstance(config, kind):
+        config = kind.from_pretrained(files.directory)
+    return ModelSource(settings=settings, files=files, loader=loader, config=config)
+
+
+def _loader(config: PreTrainedConfig, settings: ModelSettings) -> Any:
+    """The class that loads a model.
+
+    It is the class that `architectures` in config.json names: trainers load it (TRL's
+    `create_model_from_path`). Auto classes may choose a text-only class with other module names.
+    """
     decodes = getattr(config, "is_decoder", getattr(config, "causal", True))
     encodes = not decodes and type(config) in MODEL_FOR_MASKED_LM_MAPPING
     both = getattr(config, "is_encoder_decoder", False)
     if both or encodes:
         kind = "an encoder-decoder" if both else "an encoder"
         raise ModelError(
-            f"'{settings.model}' is {kind} model ({config.model_type}).", hint=_ONLY_DECODERS
+            f"'{settings.model}' is {kind} model ({config.model_type}).", hint=ONLY_DECODERS
         )
     named = str((config.architectures or [""])[0])
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -415,15 +436,15 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
             raise UsageError(
                 f"--text-only: transformers has no text-only class for {config.model_type} "
                 "checkpoints.",
-                hint=f"Remove it to load {named}." if named else _ONLY_DECODERS,
+                hint=f"Remove it to load {named}." if named else ONLY_DECODERS,
             )
-        return AutoModelForCausalLM, config
+        return AutoModelForCausalLM
     if causal and settings.architecture == mapped:
-        return AutoModelForCausalLM, config
+        return AutoModelForCausalLM
     remote = (getattr(config, "auto_map", None) or {}) if settings.trust_remote_code else {}
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if auto.__name__ in remote:
-            return auto, config
+            return auto
     found: Any = getattr(transformers, named, None) if named else None
     is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
     if is_model:
@@ -435,16 +456,14 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
                 hint=f'Set its architectures to ["{mapped}"], as trainers load what it names, '
                 "if the weights hold an output head."
                 if mapped
-                else _ONLY_DECODERS,
+                else ONLY_DECODERS,
             )
-        if not isinstance(config, found.config_class):
-            config = found.config_class.from_pretrained(files.directory)
-        return found, config
+        return found
     if causal:
-        return AutoModelForCausalLM, config
+        return AutoModelForCausalLM
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText, config
+        return AutoModelForImageTextToText
     raise ModelError(
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
-        hint=_ONLY_DECODERS,
+        hint=ONLY_DECODERS,
     )

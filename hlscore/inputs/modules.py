@@ -26,11 +26,12 @@ from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
-EVERY_CANDIDATE = CandidateSettings()
+ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
 
 
 def find_modules(
-    model: PreTrainedModel, settings: CandidateSettings = EVERY_CANDIDATE
+    model: PreTrainedModel,
+    settings: CandidateSettings = CandidateSettings(),  # noqa: B008 - frozen
 ) -> tuple[Candidate, ...]:
     """Every weight of two or more dimensions, as a candidate or with the reason why it is not.
 
@@ -38,10 +39,8 @@ def find_modules(
     candidates whether it is quantized or not, but for their field `quantized`.
     """
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{type(model).__name__} is an encoder-decoder model.",
-            hint="hlscore ranks decoder-only (causal) language models.",
-        )
+        name = type(model).__name__
+        raise ModelError(f"{name} is an encoder-decoder model.", hint=ONLY_DECODERS)
     (decoder, blocks), ids = _decoder(model), weight_ids(model)
     # A tied weight is input embedding and output head at once.
     asked: dict[int, dict[LeftOut, bool]] = {}

@@ -162,16 +162,6 @@ def loading(settings: ModelSettings, placement: Placement) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
-    """A warning about the dtype that was asked for; empty where there is none."""
-    if settings.dtype == "float16" and device.type == "cpu":
-        return (
-            "float16 is very slow on most CPUs. --dtype bfloat16 takes as much memory; --dtype "
-            "float32 holds the same weights exactly."
-        )
-    return ""
-
-
 def quantization(config: PreTrainedConfig) -> Mapping[str, Any]:
     """`quantization_config` with the name of its method, such as `gptq`; empty where none is."""
     found = getattr(config, "quantization_config", None) or {}

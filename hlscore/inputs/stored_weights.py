@@ -7,7 +7,6 @@ time: at most the pieces of one parameter are in memory.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -18,13 +17,13 @@ from typing import Any
 import torch
 
 from hlscore.errors import ModelError, first_line
-from hlscore.inputs.identity import identify, sampled_bytes, structure_hash
+from hlscore.inputs.identity import identify, sampled_bytes
 from hlscore.inputs.model import BELONG_TOGETHER, load_shape, loading_notes, renamer, unfit
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.placement import quantization
-from hlscore.inputs.tensor_files import DTYPES, NewTensor, StoredTensor, stored_tensors
+from hlscore.inputs.tensor_files import DTYPES, NewTensor, StoredTensor, sample_hash, stored_tensors
 from hlscore.inputs.weights import tied_names
-from hlscore.records import Candidate, Fingerprint, ModelIdentity
+from hlscore.records import Candidate, ModelIdentity
 from hlscore.settings import ModelSettings
 
 _PART_NUMBERS = 2**18
@@ -58,9 +57,8 @@ class StoredWeights:
     def __init__(self, settings: ModelSettings) -> None:
         from transformers.core_model_loading import dot_natural_key
 
-        self.shape, files = load_shape(settings, weights=True)
-        self.name, self.directory, self._revision = settings.model, files.directory, files.revision
-        self._notes = loading_notes(self.shape, files, settings)
+        self.shape, self._found = load_shape(settings, weights=True)
+        self.name, self.directory = settings.model, self._found.files.directory
         packed = quantization(self.shape.config)
         if packed:
             raise ModelError(
@@ -132,10 +130,9 @@ class StoredWeights:
 
     def identity(self, weights_hash: str = "") -> ModelIdentity:
         """Describe the model for the artifacts; `read` gives the hash of the weights."""
-        structure = structure_hash(candidates_of(find_modules(self.shape)))
-        fingerprint = Fingerprint(structure=structure, weights=weights_hash)
-        found = identify(self.shape, self.name, self._revision, fingerprint)
-        return replace(found, notes=self._notes)
+        notes = loading_notes(self.shape, self._found)
+        revision = self._found.files.revision
+        return identify(self.shape, self.name, revision, notes=notes, weights_hash=weights_hash)
 
     def named_tensors(self) -> dict[str, StoredTensor | NewTensor]:
         """Tensors by their names in the model; those made of several are made when written."""
@@ -200,10 +197,7 @@ class StoredWeights:
                 if name in wanted:
                     use(wanted[name], held)
                 held.clear()  # not two at a time
-        found = hashlib.sha256()
-        for item in sorted(sampled, key=lambda item: item.parameter):
-            found.update(samples[item.parameter])
-        return f"sha256:{found.hexdigest()}"
+        return sample_hash({item.parameter: samples[item.parameter] for item in sampled})
 
     def _made(self, source: Source, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Some weights of a source, by name."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hlscore.errors import ModelError, first_line
+from hlscore.inputs.hub import SAVE_AGAIN, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,6 @@ _WHOLE_FILE = "model.safetensors"
 _SAMPLED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _CHUNK = 1 << 24
 _ALIGNMENT = 8
-_AGAIN = "Download or save the model again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class StoredTensor:
             while left > 0:
                 part = file.read(min(left, _CHUNK))
                 if not part:
-                    raise ModelError(f"'{self.path}' is cut short.", hint=_AGAIN)
+                    raise ModelError(f"'{self.path}' is cut short.", hint=SAVE_AGAIN)
                 left -= len(part)
                 yield part
 
@@ -136,35 +136,31 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                     )
                 found[name] = tensor
         return found
-    try:
-        document: Any = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"'{index}' cannot be read: {first_line(error)}", hint=_AGAIN) from error
-    places = document.get("weight_map") if isinstance(document, dict) else None
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
-        raise ModelError(f"'{index}' has no weight_map.", hint=_AGAIN)
+        raise ModelError(f"'{index}' has no weight_map.", hint=SAVE_AGAIN)
     files: dict[str, dict[str, StoredTensor]] = {}
     for name, file in places.items():
         plain = isinstance(file, str) and file.isprintable() and file != ".."
         if not plain or PureWindowsPath(file).name != file:
             raise ModelError(f"'{index}' names {file!r}, which is not a file of its folder.")
         if not (folder / file).is_file():
-            raise ModelError(f"'{folder}' lacks {file}, which {index.name} names.", hint=_AGAIN)
+            raise ModelError(f"'{folder}' lacks {file}, which {index.name} names.", hint=SAVE_AGAIN)
         if file not in files:
             files[file] = file_tensors(folder / file)
         if name not in files[file]:
             raise ModelError(
-                f"{file} has no tensor '{name}', which {index.name} says is there.", hint=_AGAIN
+                f"{file} has no tensor '{name}', which {index.name} says is there.", hint=SAVE_AGAIN
             )
         found[name] = files[file][name]
     return found
 
 
-def sampled_hash(tensors: Mapping[str, StoredTensor], names: Iterable[str]) -> str:
-    """Hash over samples of some tensors, as the fingerprint of the model has it."""
+def sample_hash(samples: Mapping[str, bytes]) -> str:
+    """Hash over samples of weights by name, as the fingerprint of a model has it."""
     found = hashlib.sha256()
-    for name in sorted(tensors.keys() & set(names)):
-        found.update(tensors[name].sample().tobytes())
+    for _, sample in sorted(samples.items()):
+        found.update(sample)
     return f"sha256:{found.hexdigest()}"
 
 
@@ -180,7 +176,7 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"'{path}' is corrupt or cut short: {first_line(error)}", hint=_AGAIN
+            f"'{path}' is corrupt or cut short: {first_line(error)}", hint=SAVE_AGAIN
         ) from error
     header.pop("__metadata__", None)
     return {

@@ -19,12 +19,7 @@ _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def text_ids(
     text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True, ended: bool = False
 ) -> list[int]:
-    """Token ids of a text.
-
-    Args:
-        special: Whether the tokenizer may add tokens at the ends.
-        ended: Whether the text ends with the tokenizer's end token, once.
-    """
+    """Token ids of a text, which ends with the tokenizer's end token, once, if `ended`."""
     if ended and tokenizer.eos_token:
         text = text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
     # verbose=False: the tokenizer's own warning about long texts is ours to give, once.

@@ -12,25 +12,24 @@ is not the same for every token, is refused.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from hlscore.errors import ModelError, first_line
+from hlscore.errors import ModelError
 from hlscore.inputs.hub import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
     ADAPTER_PREFIX,
     ADAPTER_WEIGHTS,
     find_adapter,
+    read_json,
 )
 from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
@@ -161,13 +160,14 @@ class Adapter:
     """A PEFT adapter beside its base model.
 
     Attributes:
+        base: The model that it was trained on.
         lora: LoRA by the name of its weight.
         copies: Weights trained in full, by name.
         items: The trained matrices by name.
     """
 
     def __init__(self, name: str, folder: Path, base: StoredWeights) -> None:
-        self.name, self.folder, self._base = name, folder, base
+        self.name, self.folder, self.base = name, folder, base
         self._read_config(folder / ADAPTER_CONFIG)
         path = folder / ADAPTER_WEIGHTS
         if not path.is_file():
@@ -196,12 +196,7 @@ class Adapter:
         )  # fmt: skip
 
     def _read_config(self, path: Path) -> None:
-        try:
-            config: Any = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"'{path}' cannot be read: {first_line(error)}") from error
-        if not isinstance(config, dict):
-            raise ModelError(f"'{path}' is not an adapter configuration.")
+        config = read_json(path)
         if config.get("peft_type") != "LORA":
             raise self._unreadable(f"it is of type {config.get('peft_type')}")
         for option, kind in _REFUSED.items():
@@ -238,11 +233,7 @@ class Adapter:
         return 0.0
 
     def update(self, item: Candidate, base: Rows | None = None) -> torch.Tensor | LowRank | None:
-        """Base minus trained weight as `Checkpoint.update`; of plain LoRA two factors of it.
-
-        Args:
-            base: Rows of the weight of the base; read as needed where it is left out.
-        """
+        """Base minus trained weight as `Checkpoint.update`; of plain LoRA two factors of it."""
         name = item.parameter
         if name not in self.parameters:
             return None
@@ -250,14 +241,14 @@ class Adapter:
         if lora is not None and lora.magnitude is None:
             product = lora.factors()
             return product if bool(product.left.any()) and bool(product.right.any()) else None
-        base = base or self._base.rows(name)
-        shape = self._base.shape.get_parameter(name).shape
+        base = base or self.base.rows(name)
+        shape = self.base.shape.get_parameter(name).shape
         return difference(shape, base, self.trained(name, base))
 
     def trained(self, name: str, base: Rows | None = None) -> Iterator[torch.Tensor]:
         """A trained weight, some consecutive rows at a time, [rows, last size]."""
         if name in self.lora:
-            return self.lora[name].merged(base or self._base.rows(name))
+            return self.lora[name].merged(base or self.base.rows(name))
         return in_parts(self.copies[name].shape, self.copies[name].rows)
 
     def _file(self, tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
@@ -279,7 +270,7 @@ class Adapter:
             if f"{_WRAPPED}." in name and not name.endswith(".bias"):
                 continue  # the untrained weight under a LoRA, saved beside it
             name = name.replace(_WRAPPED, "").replace(".modules_to_save.default", "")
-            current = self._base.current_name(name)
+            current = self.base.current_name(name)
             if current is None:
                 lost.add(name)
             else:
@@ -297,11 +288,11 @@ class Adapter:
         """Name of the weight that a LoRA belongs to; `None` where the base has no such module."""
         depth = module.count(_WRAPPED)
         plain = module.replace(_WRAPPED, "")
-        current = self._base.current_name(f"{plain}.weight")
+        current = self.base.current_name(f"{plain}.weight")
         if current is not None:
             return current
         try:
-            holder = self._base.shape.get_submodule(plain)
+            holder = self.base.shape.get_submodule(plain)
         except AttributeError:
             return None
         # PEFT wraps the parameters of one module in turn: the first declared lies innermost.
@@ -368,11 +359,7 @@ class Checkpoint:
             )
 
     def update(self, item: Candidate, base: Rows) -> torch.Tensor | None:
-        """Base minus trained weight, float32 [E, p, q]; `None` where they are equal.
-
-        Args:
-            base: Rows of the weight of the base, in the layout of the module.
-        """
+        """Base minus trained weight, float32 [E, p, q]; `None` where they are equal."""
         shape = self._stored.shape.get_parameter(item.parameter).shape
         return difference(shape, base, in_parts(shape, self._stored.rows(item.parameter)))
 
@@ -395,7 +382,6 @@ def open_trained(
     """Open a training, a directory or hub id, and refuse one of another base model.
 
     Args:
-        base: The model that it started from.
         settings: How the base is read; the training is read in the same way.
         modules: What a whole model must hold.
     """

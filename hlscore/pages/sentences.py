@@ -157,15 +157,11 @@ def what_was_run(content: Content) -> Facts:
     objective = (
         f"{_LOSSES[probes.objective]} ({probes.objective}{variant})" if has_probes else "none"
     )
-    texts = probed(probes)
+    texts = [probed(probes)]
     if probes.truncated:
         texts.append(f"{probes.truncated:,} truncated at the maximum length")
     if probes.dropped:
         texts.append(f"{probes.dropped:,} left out")
-    if probes.rollouts is not None:
-        texts.append(f"{count(probes.rollouts.carrying, 'prompt')} with rewards that differ")
-        if probes.rollouts.mean_reward is not None:
-            texts.append(f"mean reward {probes.rollouts.mean_reward:.3g}")
     chosen = f", selected from {', '.join(map(str, lora.ranks))}" if lora.ranks else ""
     skipped = count(len(content.skipped), "weight")
     facts = [

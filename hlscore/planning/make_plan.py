@@ -15,7 +15,6 @@ from hlscore.artifacts.plan import (
     SCHEMA_VERSION,
     Plan,
     PlanCoverage,
-    PlanFingerprint,
     PlanLora,
     PlanMemory,
     PlanModel,
@@ -169,14 +168,7 @@ def replan(plan: Plan, report: ScoreReport, **changes: Any) -> Plan:
 def model_of(report: ScoreReport) -> PlanModel:
     """The model of a report in the form that a plan has."""
     model = report.model
-    return PlanModel(
-        **_copied(PlanModel, model)
-        | {
-            "name": model.model,
-            "params": model.n_params,
-            "fingerprint": PlanFingerprint(**asdict(model.fingerprint)),
-        }
-    )
+    return PlanModel(**_copied(PlanModel, model) | {"name": model.model, "params": model.n_params})
 
 
 def provenance_of(report: ScoreReport) -> PlanProvenance:

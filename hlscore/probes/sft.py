@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,9 +34,8 @@ def example_units(
     limit: int | None,
 ) -> tuple[list[ProbeUnit], ProbeSummary]:
     """Tokenize examples, each a unit of its own."""
-    assistant_only = objective.assistant_only_loss
-    options: dict[str, Any] = {}
-    if assistant_only:
+    marking = None  # options of a template that marks the assistant's tokens, if only they count
+    if objective.assistant_only_loss:
         for index, row in enumerate(examples.rows):
             if "text" in row or isinstance(row.get("prompt"), str):
                 raise UsageError(
@@ -45,11 +43,11 @@ def example_units(
                     f"'{examples.source}' is text.",
                     hint="Remove it: of prompt and completion only the completion carries loss.",
                 )
-        options = {"chat_template": assistant_template(tokenizer)}
+        marking = {"chat_template": assistant_template(tokenizer)}
     kept: list[ProbeExample] = []
     truncated = 0
     for index in range(len(examples.rows)):
-        whole = _encode_row(examples, index, tokenizer, options, assistant_only=assistant_only)
+        whole = _encode_row(examples, index, tokenizer, marking)
         example = whole.shortened(limit)
         truncated += example is not whole
         if example.counted_tokens:
@@ -68,7 +66,7 @@ def example_units(
         raise DataError(f"No token of '{examples.source}' carries loss: {why}.")
     dropped = len(examples.rows) - len(kept)
     loss_on: LossTokens = "completion" if examples.format == "prompt_completion" else "all"
-    if assistant_only:
+    if marking is not None:
         loss_on = "assistant"
     notes = [*examples.notes]
     if truncated:
@@ -115,15 +113,13 @@ def _encode_row(
     examples: ExampleSet,
     index: int,
     tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-    *,
-    assistant_only: bool,
+    marking: Mapping[str, str | None] | None,
 ) -> ProbeExample:
     row = examples.rows[index]
     with naming_example(examples.source, index):
         if "text" in row:
             return sequence(text_ids(row["text"], tokenizer, ended=True), 0)
-        options = {**options, **rendering(row)}
+        options = {**(marking or {}), **rendering(row)}
         if "messages" in row:
             turns, first = row["messages"], 0
             ids = template_ids(turns, tokenizer, **options)["input_ids"]
@@ -133,7 +129,7 @@ def _encode_row(
             # more in a generation prompt (<think>) than a finished turn holds.
             first = common_prefix(start, ids)
         whole = sequence(ids, first)
-        if not assistant_only:
+        if marking is None:
             return whole
         if "messages" not in row:
             turns = joined_turns(row["prompt"], row["completion"])

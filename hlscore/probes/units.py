@@ -1,4 +1,4 @@
-"""Probe examples: sequences with the weight of each, in two halves of groups and padded batches."""
+"""Probe examples: sequences and their weights, in halves, groups and batches, and their losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from hlscore.objectives.likelihood import IGNORED
+from hlscore.inputs.examples import cut
+from hlscore.objectives.likelihood import IGNORED, token_log_probs
 from hlscore.records import ProbeSummary
 from hlscore.settings import PaddingSide
 
@@ -249,3 +250,26 @@ def collate(
         coefficients=torch.tensor([item.coefficient for item in examples]),
         old_log_probs=old[:, 1:].to(device),
     )
+
+
+def counted_tokens(examples: Sequence[ProbeExample]) -> int:
+    """Tokens of all examples that count in the loss."""
+    return sum(item.counted_tokens for item in examples)
+
+
+@torch.no_grad()
+def example_sums(
+    model: torch.nn.Module, examples: Sequence[ProbeExample], pad_token_id: int, *, batch_size: int
+) -> list[float]:
+    """Loss of each example, nats summed over its counted tokens."""
+    device = next(model.parameters()).device
+    found: dict[ProbeExample, float] = {}
+    for part in cut(by_length(examples), batch_size):
+        batch = collate(part, pad_token_id=pad_token_id, padding_side="right", device=device)
+        logits = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids, use_cache=False,
+        ).logits  # fmt: skip
+        sums = -token_log_probs(logits, batch.labels).sum(dim=1)
+        found |= dict(zip(part, sums.tolist(), strict=True))
+    return [found[item] for item in examples]

@@ -39,8 +39,6 @@ def rollouts_from(
     `finish_reason` of `length`).
 
     Args:
-        examples: Checked rows in the format `rollouts`.
-        model: The model, for the tokens that end a completion.
         samples: Groups to draw; 0 means all. They stay in the order in which they begin.
     """
     rows: dict[str, list[tuple[int, Row]]] = {}

@@ -92,10 +92,8 @@ def _group(rows: list[Mapping[str, Any]]) -> RolloutGroup:
 class RolloutJournal:
     """The groups that one process of an unfinished run has sampled and judged.
 
-    Each finished group is written at once, so that a run that is killed loses none.
-
-    Args:
-        identity: What the run is; a journal of another run is refused.
+    Each finished group is written at once, so that a run that is killed loses none. A journal of
+    a run with another identity is refused.
 
     Attributes:
         seconds: What the stored groups took to sample and judge.

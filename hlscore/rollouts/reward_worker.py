@@ -23,6 +23,7 @@ from typing import Any
 
 from hlscore.errors import HlscoreError, RewardError, UsageError, first_line
 from hlscore.rollouts.verifiers import is_builtin, verify_all
+from hlscore.wording import count
 
 # Columns of the data that are not given to rewards under their own names.
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")
@@ -77,11 +78,6 @@ def call_function(
     name: str, function: Callable[..., Any], batch: Completions
 ) -> list[float | None]:
     """Call a reward function, or await a coroutine function, as TRL does; check what it returns."""
-
-    def named(error: BaseException) -> str:
-        kind, line = type(error).__name__, first_line(error)
-        return line if line.startswith(kind) else f"{kind}: {line}"
-
     given = batch.columns | {
         "prompts": batch.prompts,
         "completions": batch.completions,
@@ -100,40 +96,44 @@ def call_function(
                 return await returned
 
             returned = asyncio.run(awaited())
+        if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
+            returned = list(returned)
     except BaseException as error:  # sys.exit in a reward function must not end the worker
         frames = traceback.extract_tb(error.__traceback__)
+        kind, line = type(error).__name__, first_line(error)
         raise RewardError(
-            f"{what} raised {named(error)}",
+            f"{what} raised {line if line.startswith(kind) else f'{kind}: {line}'}",
             hint=f"It failed in {Path(frames[-1].filename).name}, line {frames[-1].lineno}."
             if len(frames) > 1
             else "It is called with prompts, completions, completion_ids and the columns by name.",
         ) from error
-    if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
+    if not isinstance(returned, list):
         raise RewardError(f"{what} returned a {type(returned).__name__}, not a list.", hint=hint)
-    try:
-        rewards = list(returned)
-    except Exception as error:
-        raise RewardError(f"{what} raised {named(error)}") from error
-    count = len(batch.completions)
-    if len(rewards) != count:
-        raise RewardError(f"{what} returned {len(rewards)} rewards for {count} completions.")
-    for index, reward in enumerate(rewards):
+    found, wanted = len(returned), len(batch.completions)
+    if found != wanted:
+        raise RewardError(
+            f"{what} returned {count(found, 'reward')} for {count(wanted, 'completion')}."
+        )
+    rewards: list[float | None] = []
+    for index, reward in enumerate(returned):
         if reward is None:
+            rewards.append(None)
             continue
         try:
             if isinstance(reward, str | bytes):
                 raise TypeError
-            rewards[index] = float(reward)
+            number = float(reward)
         except Exception as error:
             kind = type(reward).__name__
             raise RewardError(
                 f"{what} returned a {kind} for completion {index}, not a number.", hint=hint
             ) from error
-        if not math.isfinite(rewards[index]):
+        if not math.isfinite(number):
             raise RewardError(
-                f"{what} returned {rewards[index]} for completion {index}.",
+                f"{what} returned {number} for completion {index}.",
                 hint="Return None where a completion cannot be judged.",
             )
+        rewards.append(number)
     return rewards
 
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Self
 
 from hlscore.errors import DataError, HlscoreError, RewardError, UsageError
@@ -27,6 +28,7 @@ from hlscore.inputs.formats import LARGEST_REWARD
 from hlscore.rollouts.reward_worker import Completions, call_function
 from hlscore.rollouts.verifiers import VERIFIERS, find_verifier, is_builtin
 from hlscore.settings import ObjectiveSettings
+from hlscore.wording import count
 
 Reward = str | Callable[..., Sequence[float | None]]
 
@@ -64,8 +66,9 @@ def check_rewards(rewards: Sequence[Reward], weights: Sequence[float] = ()) -> N
     if not rewards:
         raise UsageError("There is no reward.", hint="Give one with --reward, such as `math`.")
     if weights and len(weights) != len(rewards):
+        there = "There is" if len(weights) == 1 else "There are"
         raise UsageError(
-            f"There are {len(weights)} weights for {len(rewards)} rewards.",
+            f"{there} {count(len(weights), 'weight')} for {count(len(rewards), 'reward')}.",
             hint="Give one --reward-weight per --reward, or none at all.",
         )
     for weight in weights:
@@ -121,12 +124,7 @@ class RewardProcess:
             self._worker = None
 
     def judge(self, batch: Completions) -> list[float | None]:
-        """Judge completions.
-
-        Returns:
-            Per completion the weighted sum of its rewards, over those that are not `None`; `None`
-            where all are.
-        """
+        """The weighted sum of the rewards of each completion that are not `None`, if any is."""
         if not batch.completions:
             return []
         judged = [self._rewards_of(reward, batch) for reward in self._rewards]
@@ -153,7 +151,7 @@ class RewardProcess:
             if not builtin and gone.late:
                 raise RewardError(
                     f"The reward function '{name}' took longer than {self._timeout:g} s for "
-                    f"{len(batch.completions)} completions.",
+                    f"{count(len(batch.completions), 'completion')}.",
                     hint="Give it more time with --reward-timeout.",
                 ) from gone
             if not builtin:
@@ -184,23 +182,19 @@ class RewardProcess:
 def _in_thread(
     function: Callable[..., Sequence[float | None]], batch: Completions, timeout: float
 ) -> list[float | None]:
-    name = name_of(function)
-    outcome: list[list[float | None] | RewardError] = []
+    name, answer = name_of(function), Future[list[float | None]]()
 
     def call() -> None:
         try:
-            outcome.append(call_function(name, function, batch))
+            answer.set_result(call_function(name, function, batch))
         except RewardError as error:
-            outcome.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=call, name=f"reward {name}", daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if not outcome:
-        raise _NoAnswerError(late=True)
-    if isinstance(outcome[0], RewardError):
-        raise outcome[0]
-    return outcome[0]
+    threading.Thread(target=call, name=f"reward {name}", daemon=True).start()
+    try:
+        return answer.result(timeout)
+    except TimeoutError as error:
+        raise _NoAnswerError(late=True) from error
 
 
 class _NoAnswerError(Exception):

@@ -1,19 +1,36 @@
-"""Sample completions of prompts from the model, and judge them."""
+"""Completions that the model itself samples: batched, seeded, cut where each ends, and judged."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
-from hlscore.errors import DataError, RewardError
+from hlscore.errors import CaptureError, DataError, RewardError
 from hlscore.inputs.examples import cut
 from hlscore.inputs.formats import ExampleSet, Row
-from hlscore.inputs.tokens import assistant, context_length, naming_example, prompt_ids
+from hlscore.inputs.model import input_device
+from hlscore.inputs.tokens import (
+    assistant,
+    context_length,
+    end_token_ids,
+    naming_example,
+    pad_token_id,
+    prompt_ids,
+)
 from hlscore.processes import Processes
-from hlscore.rollouts.generation import Writer, untouched
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutJournal, RolloutSet
 from hlscore.rollouts.reward_worker import NOT_COLUMNS, Completions
 from hlscore.rollouts.rewards import RewardProcess
@@ -38,12 +55,7 @@ def prompts_of(
     model: PreTrainedModel,
     rewards: RewardProcess,
 ) -> tuple[list[Prompt], tuple[str, ...]]:
-    """Tokenize prompts, each once.
-
-    Returns:
-        The prompts that leave room for a completion, and whose answers built-in verifiers can
-        judge, and notes about the others.
-    """
+    """Prompts that can be continued and judged, each once, and notes about the others."""
     context = context_length(model)
     found: dict[tuple[int, ...], Prompt] = {}
     empty = long = 0
@@ -82,21 +94,17 @@ def completions_of(
     prompts: Sequence[Prompt], texts: Sequence[str], ids: list[list[int]]
 ) -> Completions:
     """Completions of prompts for rewards, each in the form of its prompt: text, or a message."""
-    given = [prompt.row["prompt"] for prompt in prompts]
+    rows = [prompt.row for prompt in prompts]
     # Rows in memory need not have all columns.
-    columns = dict.fromkeys(name for prompt in prompts for name in prompt.row)
+    columns = sorted({name for row in rows for name in row} - {*NOT_COLUMNS})
     return Completions(
-        prompts=given,
+        prompts=[row["prompt"] for row in rows],
         completions=[
-            text if isinstance(prompt, str) else [dict(assistant(text))]
-            for prompt, text in zip(given, texts, strict=True)
+            text if isinstance(row["prompt"], str) else [dict(assistant(text))]
+            for row, text in zip(rows, texts, strict=True)
         ],
         completion_ids=ids,
-        columns={
-            name: [prompt.row.get(name) for prompt in prompts]
-            for name in columns
-            if name not in NOT_COLUMNS
-        },
+        columns={name: [row.get(name) for row in rows] for name in columns},
     )
 
 
@@ -111,32 +119,28 @@ def sample_completions(
     seed: int,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     journal: RolloutJournal | None = None,
-    resume: bool = False,
 ) -> RolloutSet:
     """Sample and judge the completions of every prompt, in the order of the data.
 
     Args:
-        journal: Where finished groups are stored, if anywhere.
-        resume: Whether to continue with the groups that are stored there.
+        journal: Where finished groups are stored, if anywhere; those that are there are kept.
     """
     count = settings.generations
     writer = Writer(model, tokenizer, settings, seed=seed)
     began = time.perf_counter()
-    done = journal.load() if journal is not None and resume else {}
+    done = {} if journal is None else journal.load()
     earlier = 0.0 if journal is None else journal.seconds
     with rewards, untouched(model):
         prompts, notes = prompts_of(examples, tokenizer, model, rewards)
-        own = processes.share(cut(prompts, max(1, settings.generate_batch // count)))
-        progress.start("sampling", count * sum(map(len, own)), "completions")
-        for batch in own:
+        batches = processes.share(cut(prompts, max(1, settings.generate_batch // count)))
+        progress.start("sampling", count * sum(map(len, batches)), "completions")
+        for batch in batches:
             if not all(prompt.number in done for prompt in batch):
                 started = time.perf_counter()
-                repeated = [prompt for prompt in batch for _ in range(count)]
-                numbers = ",".join(str(prompt.number) for prompt in batch)
-                drafts = writer.write([prompt.ids for prompt in repeated], numbers)
+                drafts = writer.write(batch)
                 ids = [draft.ids for draft in drafts]
                 texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-                completions = completions_of(repeated, texts, ids)
+                completions = completions_of([draft.prompt for draft in drafts], texts, ids)
                 try:
                     judged = rewards.judge(completions)
                 except DataError as error:
@@ -145,24 +149,22 @@ def sample_completions(
                     # Of data errors the main process alone is heard, and another may have met
                     # this one.
                     raise RewardError(error.message, hint=error.hint) from error
-                rollouts = tuple(
+                rollouts = [
                     Rollout(
-                        prompt=prompt.row["prompt"],
-                        prompt_ids=prompt.ids,
+                        prompt=draft.prompt.row["prompt"],
+                        prompt_ids=draft.prompt.ids,
                         completion=completion,
                         completion_ids=tuple(draft.ids),
                         reward=reward,
                         truncated=not draft.ended,
                     )
-                    for prompt, draft, completion, reward in zip(
-                        repeated, drafts, completions.completions, judged, strict=True
+                    for draft, completion, reward in zip(
+                        drafts, completions.completions, judged, strict=True
                     )
-                )
+                ]
                 groups = {
-                    prompt.number: RolloutGroup(
-                        name=str(prompt.number), rollouts=rollouts[place * count :][:count]
-                    )
-                    for place, prompt in enumerate(batch)
+                    prompt.number: RolloutGroup(name=str(prompt.number), rollouts=tuple(own))
+                    for prompt, own in zip(batch, cut(rollouts, count), strict=True)
                 }
                 if journal is not None:
                     journal.append(groups, seconds=time.perf_counter() - started)
@@ -181,3 +183,153 @@ def sample_completions(
         notes=notes,
         seconds=earlier + time.perf_counter() - began,
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A completion that is being written."""
+
+    prompt: Prompt
+    room: int  # most tokens that it may have
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False  # whether it ended by itself, before that
+
+
+class Writer:
+    """Lets a model complete prompts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ObjectiveSettings,
+        *,
+        seed: int,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._settings, self._seed = settings, seed
+        self._ends = end_token_ids(tokenizer, model)
+        self._pad = pad_token_id(tokenizer, model)
+        self._context = context_length(model)
+        self._largest = max(1, settings.generate_batch)
+
+    def write(self, prompts: Sequence[Prompt]) -> list[Draft]:
+        """Write as many completions of each prompt as the settings say.
+
+        Each set of prompts has draws of its own, so that a run that is resumed draws what it would
+        have drawn.
+        """
+        drafts = [
+            Draft(prompt=prompt, room=room_for(len(prompt.ids), self._context, self._settings))
+            for prompt in prompts
+            for _ in range(self._settings.generations)
+        ]
+        label = ",".join(str(prompt.number) for prompt in prompts)
+        device = input_device(self._model)
+        cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+        waiting, turn = drafts, 0
+        with torch.random.fork_rng(devices=cuda):
+            while waiting:
+                start = 0
+                while start < len(waiting):
+                    part = waiting[start : start + self._largest]
+                    seed = f"{self._seed}:{label}:{turn}:{start}".encode()
+                    torch.manual_seed(int.from_bytes(hashlib.sha256(seed).digest()[:8]) >> 1)
+                    if self._continue(part, device):
+                        start += len(part)
+                    else:
+                        torch.cuda.empty_cache()
+                        self._largest = len(part) // 2
+                # Those beside a longer prompt had less room than their own in this turn.
+                waiting = [item for item in waiting if not item.ended and len(item.ids) < item.room]
+                turn += 1
+        return drafts
+
+    def _continue(self, drafts: Sequence[Draft], device: torch.device) -> bool:
+        """Write all drafts on, if the memory suffices for them at a time."""
+        rows = [[*draft.prompt.ids, *draft.ids] for draft in drafts]
+        width = max(map(len, rows))
+        room = min(draft.room - len(draft.ids) for draft in drafts)
+        ids = torch.full((len(rows), width), self._pad)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, width - len(row) :] = torch.tensor(row)
+            mask[place, width - len(row) :] = 1
+        ends = torch.tensor(self._ends, dtype=torch.int64, device=device)
+        stop = list(self._settings.stop)
+        texts = StopStringCriteria(self._tokenizer, stop) if stop else None
+        # Tokens of every completion that stand before those that are sampled now.
+        written = min(len(draft.ids) for draft in drafts)
+        lengths: list[int | None] = [None] * len(rows)
+
+        def finished(so_far: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
+            """Keep where completions end: padding may look like a token that was sampled."""
+            ended = torch.isin(so_far[:, -1], ends.to(so_far.device))
+            if texts is not None:
+                ended = ended | texts(so_far[:, width - written :], scores, **options)
+            for row, over in enumerate(ended.tolist()):
+                if over and lengths[row] is None:
+                    lengths[row] = so_far.shape[1] - width
+            return ended
+
+        try:
+            with torch.no_grad():
+                whole = self._model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=GenerationConfig(
+                        max_new_tokens=room,
+                        do_sample=True,
+                        temperature=self._settings.temperature_value,
+                        top_p=self._settings.top_p,
+                        top_k=self._settings.top_k,
+                        pad_token_id=self._pad,
+                        eos_token_id=list(self._ends) or None,
+                        use_cache=True,
+                    ),
+                    stopping_criteria=StoppingCriteriaList([finished]),
+                )
+        except torch.OutOfMemoryError as error:
+            if len(drafts) > 1:
+                return False
+            raise CaptureError(
+                "The device ran out of memory while the model wrote a single completion.",
+                hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or "
+                "sample with a serving engine and give --rollouts FILE.",
+            ) from error
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):  # torch.multinomial has no type of its own
+                raise
+            raise CaptureError(
+                "The model gives NaN or infinity instead of probabilities.",
+                hint="float16 overflows easily: use --dtype bfloat16 or float32."
+                if self._model.dtype == torch.float16
+                else "Check the checkpoint for broken weights, or use a higher --temperature.",
+            ) from error
+        sampled = whole[:, width:].tolist()
+        for draft, row, length in zip(drafts, sampled, lengths, strict=True):
+            draft.ids += row if length is None else row[:length]
+            draft.ended = length is not None
+        return True
+
+
+def room_for(prompt_tokens: int, context: int | None, settings: ObjectiveSettings) -> int:
+    """Most tokens that a completion may have; `context` is `None` for a model without a limit."""
+    room = settings.max_new_tokens
+    return room if context is None else min(room, context - prompt_tokens)
+
+
+@contextmanager
+def untouched(model: PreTrainedModel) -> Iterator[None]:
+    """Write in inference mode, by our settings alone, and put everything back."""
+    training = {name: module.training for name, module in model.named_modules()}
+    own = model.generation_config
+    # What a checkpoint suggests for sampling must not leak into what is not set here.
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        for name, module in model.named_modules():
+            module.training = training[name]

@@ -17,11 +17,10 @@ from hlscore.checks.fit import differences
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
-from hlscore.inputs.identity import fingerprint, structure_hash
+from hlscore.inputs.identity import loaded_hash, structure_hash
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import is_packed_linear
-from hlscore.settings import CandidateSettings
 from hlscore.training.groups import check_trainables
 from hlscore.wording import first_of
 
@@ -138,7 +137,7 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
 
     Weights of a quantized model are rounded, so they are not compared.
     """
-    found = find_modules(model, CandidateSettings())
+    found = find_modules(model)
     candidates = candidates_of(found)
     differing = [item.message for item in differences(found, plan)]
     if not differing and structure_hash(candidates) != plan.model.fingerprint.structure:
@@ -151,7 +150,7 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
         )
     if allow_other_weights or any(item.quantized for item in candidates):
         return
-    if fingerprint(model).weights != plan.model.fingerprint.weights:
+    if loaded_hash(model, candidates) != plan.model.fingerprint.weights:
         warnings.warn(
             f"The weights of this model are not those of '{plan.model.name}' that were scored: "
             "the plan may not suit it. Pass allow_other_weights=True if they differ on purpose.",

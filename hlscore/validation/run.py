@@ -17,12 +17,12 @@ from typing import Any
 from hlscore._version import __version__
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, DataError, UsageError
+from hlscore.exporters.exporter import Export
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
-from hlscore.probes.losses import counted_tokens
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import ProbeExample, ProbeSet, counted_tokens
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
@@ -212,14 +212,20 @@ def validate(
             "arms": forgetting,
         }
     arms: dict[str, Any] = {}
+    full_rate, lora_rate = Export(plan=validation.plan).rates("sft")
     for arm in validation.arms:
         found = outcomes[arm.name]
         curves = [outcome.curve for outcome in found]
+        of_full, of_lora = best(losses[arm.name])
         arms[arm.name] = {
             "trained_params": arm.trained_params,
             "memory_bytes": arm.memory_bytes,
             "lora_rank": arm.plans[settings.seed].lora.rank,
-            "rate_factors": [
+            "learning_rates": {  # those that did best
+                "full": full_rate * RATE_FACTOR**of_full if arm.rates[0] else None,
+                "lora": lora_rate * RATE_FACTOR**of_lora if arm.rates[1] else None,
+            },
+            "rate_factors": [  # those that were tried, as multiples of the plan's
                 {
                     "full_factor": RATE_FACTOR**full if arm.rates[0] else None,
                     "lora_factor": RATE_FACTOR**lora if arm.rates[1] else None,

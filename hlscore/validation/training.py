@@ -19,8 +19,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.exporter import Export
 from hlscore.objectives.likelihood import IGNORED
-from hlscore.probes.losses import counted_tokens, example_sums
-from hlscore.probes.units import ProbeExample
+from hlscore.probes.units import ProbeExample, counted_tokens, example_sums
 from hlscore.settings import ValidateSettings
 from hlscore.validation.arms import Arm
 

@@ -11,17 +11,18 @@ from hlscore.agreement.comparison import Comparison, Pair
 from hlscore.agreement.sides import Value
 from hlscore.settings import RankSettings, Setting, parts_of, settings_in
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
-from hlscore.wording import count, memory, percent, short, shortened, visible
+from hlscore.wording import count, measure, memory, percent, short, shortened, visible
 
 _LONGEST_LABEL = 30
 _LONGEST_HEADING = 9
+_LONGEST_FACT = 24
 _RESAMPLES = "resamples"
 _FORMATS: dict[str, Callable[[float], str]] = {
     "parameters in full": short,
     "trained parameters": short,
     "training memory": memory,
     "chosen again": percent,
-    "counted tokens": lambda number: f"{number:,}",
+    "counted tokens": "{:,}".format,
 }
 # Other facts follow from these, or tell a reader little.
 _FOLLOWS = {"probe hash", "counted tokens", "mean loss", "mean reward"}
@@ -180,24 +181,18 @@ def fact_label(name: str) -> str:
 
 def fact_texts(name: str, values: Sequence[Value]) -> list[str]:
     """A text per side; whole values where short ones would look the same and are not."""
-    texts = [_fact_text(name, value, 24) for value in values]
+    form = _FORMATS.get(name, measure)
+    texts = [
+        shortened(visible(value), _LONGEST_FACT) if isinstance(value, str)
+        else "-" if value is None else form(value)
+        for value in values
+    ]  # fmt: skip
     if len(set(texts)) == len(set(values)):
         return texts
-    return [_fact_text(name, value, 200) for value in values]
-
-
-def _fact_text(name: str, value: Value, most: int) -> str:
-    """A text of at most `most` letters, or the whole number where that is many."""
-    whole, form = most > 100, _FORMATS.get(name)
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        # Of hashes the start is what people compare; of paths and names both ends.
-        plain = visible(value)
-        is_hash = value.startswith("sha256:") and not whole
-        return plain[:14] if is_hash else shortened(plain, most)
-    if form is not None and not whole:
-        return form(value)
-    if form is not None and isinstance(value, int):
-        return f"{value:,}{' bytes' if form is memory else ''}"
-    return f"{value:.4g}" if isinstance(value, float) and not whole else str(value)
+    unit = " bytes" if form is memory else ""
+    return [
+        "-" if value is None
+        else visible(str(value)) if form is measure
+        else f"{value:,}{unit}"
+        for value in values
+    ]  # fmt: skip

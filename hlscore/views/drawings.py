@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -22,15 +22,19 @@ _ASCII_BLOCKS = "._,-=+*%#"
 def print_heat_map(
     console: Terminal,
     modules: Sequence[PlanModule | ModuleRow],
-    name: str,
-    scores: Mapping[str, float | None],
-    full: Collection[str] = (),
+    score: str,
+    field: str = "",
 ) -> None:
-    """Print scores by module: one line per kind, one cell per layer, `full` ones marked.
+    """Print scores by module: one line per kind, one cell per layer, modules in full marked.
 
     The shade follows the square root of the score. Kinds and layers without room are counted.
+
+    Args:
+        field: Of a module that holds the score, if it is not called like it.
     """
     placed = [(item.layer, item) for item in modules if item.layer is not None]
+    scores = {item.module: getattr(item, field or score) for item in modules}
+    full = {item.module for item in modules if getattr(item, "mode", "") == "full"}
     if not placed:
         return
     width = console.width
@@ -66,7 +70,7 @@ def print_heat_map(
     if left := [count(number, noun) for noun, number in hidden.items() if number > 0]:
         console.dim(f"... {' and '.join(left)}")
     signed = f"  {sign} trained in full" if any(item.module in full for _, item in placed) else ""
-    console.dim(f"{shades[0]} no signal  {' '.join(shades[1:])} rising {name}{signed}")
+    console.dim(f"{shades[0]} no signal  {' '.join(shades[1:])} rising {score}{signed}")
 
 
 def shade_of(score: float | None, largest: float, shades: int) -> int:

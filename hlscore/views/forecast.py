@@ -57,10 +57,8 @@ def print_forecast(
         content |= picked(probes, *_PROBES) | picked(choice, "estimator", "sketch_size")
         content |= {"estimator_reason": choice.reason, "movement": capture.movement}
         content |= picked(found, *_FIGURES)
-        what, *losses = probed(probes)
-        tokens = f"{probes.total_tokens:,} tokens"
         lines |= {
-            "probes": ", ".join((what, tokens, *losses)),
+            "probes": f"{probed(probes)}, {probes.total_tokens:,} tokens in all",
             "estimator": choice.reason,
             "memory": usage,
             "trials": trials if trial else "",

@@ -19,8 +19,9 @@ from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
 from hlscore.settings import Filters
 from hlscore.views.drawings import print_heat_map, sparkline
-from hlscore.views.result import plan_command, print_plan_modules, scores_beside
-from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes, training
+from hlscore.views.next_commands import for_trainer, plan_again, scores_beside, with_lock
+from hlscore.views.result import print_plan_modules
+from hlscore.views.summary import chosen_in, headline, run_notes, training
 from hlscore.views.terminal import ModuleLine, Terminal, command, plain_table, print_json
 from hlscore.wording import count, measure, memory, percent, short, visible
 
@@ -31,57 +32,61 @@ _LABEL_WIDTH = 9
 
 def print_selected(
     artifact: Plan | ScoreReport,
-    modules: Sequence[PlanModule | ModuleRow],
-    order: Column,
+    modules: Sequence[Any],
+    columns: Sequence[Column],
     path: Path,
-    top: int | None,
+    filters: Filters,
+    top: int,
+    *,
+    as_json: bool,
 ) -> None:
-    """Print up to `top` modules of a file, in order, as one JSON object."""
+    """Print a file and up to `top` of those of its modules that pass the filters, in order.
+
+    Args:
+        modules: Of a plan, or rows of a report.
+        columns: The one that orders the modules, then those to show beside the usual ones.
+    """
     if isinstance(artifact, Plan):
         kind, model, of = "plan", artifact.model.name, len(artifact.modules)
     else:
         kind, model, of = "report", artifact.model.model, len(artifact.rows)
-    print_json({
-        "file": path, "artifact": kind, "model": model, "modules": of, "matching": len(modules),
-        "sort": order.name, "rows": [_plain(item) for item in modules[:top]],
-    })  # fmt: skip
-
-
-def print_plan(
-    plan: Plan, modules: Sequence[PlanModule], path: Path, filters: Filters, top: int | None
-) -> None:
-    """Print a plan and up to `top` of those of its modules that pass the filters."""
-    console = Terminal()
-    console.print(plan_headline(plan))
-    if not _print_matching(console, len(modules), len(plan.modules), filters):
+    if as_json:
+        print_json({
+            "file": path, "artifact": kind, "model": model, "modules": of,
+            "matching": len(modules), "sort": columns[0].name,
+            "rows": [_plain(item) for item in modules[:top]],
+        })  # fmt: skip
         return
-    print_plan_modules(console, plan, modules, top=top)
-    console.notes(plan.notes)
+    console = Terminal()
+    console.print(headline(artifact))
+    if not modules:
+        none = f"None of its {count(of, 'module')} matches {visible(str(filters))}."
+        console.print(Text(f"\n{none if of else 'It holds no modules.'}"))
+        return
+    if len(modules) < of:
+        console.print(Text(f"{len(modules):,} of {count(of, 'module')}", style="yellow"))
     one = command("show", path, "--module", modules[0].module)
-    export = command("export", path, "--to", "trl", "-o", "hybrid")
-    trainers = "for your trainer; --list names the others"
-    console.next_steps((one, "one module, and what it costs"), (export, trainers))
+    if isinstance(artifact, Plan):
+        print_plan_modules(console, artifact, modules, top=top)
+        console.notes(artifact.notes)
+        console.next_steps((one, "one module, and what it costs"), for_trainer(path))
+    else:
+        _print_rows(console, artifact, modules, columns, top)
+        console.notes(run_notes(artifact))
+        misses = "one module, and what LoRA of each rank misses"
+        planning = plan_again(artifact, path, "-o", "plan.json")
+        console.next_steps((one, misses), (planning, "which to train in full"))
 
 
-def print_report(
+def _print_rows(
+    console: Terminal,
     report: ScoreReport,
     rows: Sequence[ModuleRow],
     columns: Sequence[Column],
-    path: Path,
-    filters: Filters,
-    top: int | None,
+    top: int,
 ) -> None:
-    """Print a report and up to `top` of those of its rows that pass the filters.
-
-    Args:
-        columns: Columns to show, the one that orders the rows first.
-    """
-    console, score = Terminal(), columns[0].field
-    if score not in SCORES:
-        score = ordering_score(report)
-    console.print(report_headline(report))
-    if not _print_matching(console, len(rows), len(report.rows), filters):
-        return
+    """Print up to `top` rows of a report as a table and a map, and how many have which status."""
+    score = columns[0].field if columns[0].field in SCORES else ordering_score(report)
     further = {column.field: column.name for column in columns}
     more = [name for name in further if name not in (*_ALWAYS_SHOWN, score)]
     with_chosen, lines = score == report.run.score, []
@@ -97,17 +102,11 @@ def print_report(
     headings = [score, "± se", *chosen, "out x in", *(further[name] for name in more)]
     console.print()
     console.modules(headings, lines, of=len(rows))
-    scores = {row.module: getattr(row, score) for row in rows if row.is_candidate}
-    print_heat_map(console, [row for row in rows if row.is_candidate], score, scores)
+    print_heat_map(console, [row for row in rows if row.is_candidate], score)
     console.print()
     found: Counter[str] = Counter(row.status for row in report.rows)
     parts = [f"{found[name]:,} {name}{why}" for name, why in _STATUSES.items() if found[name]]
     console.labelled([("modules", ", ".join(parts))])
-    console.notes(run_notes(report))
-    one = command("show", path, "--module", rows[0].module)
-    planning = plan_command(report, path, "-o", "plan.json")
-    misses = "one module, and what LoRA of each rank misses"
-    console.next_steps((one, misses), (planning, "which to train in full"))
 
 
 def ordering_score(report: ScoreReport) -> str:
@@ -120,36 +119,35 @@ def ordering_score(report: ScoreReport) -> str:
     return report.run.score
 
 
-def _print_matching(console: Terminal, number: int, of: int, filters: Filters) -> bool:
-    """Print how many modules match, unless all do; whether there are any."""
-    if not number:
-        none = f"None of its {count(of, 'module')} matches {visible(str(filters))}."
-        console.print(Text(f"\n{none if of else 'It holds no modules.'}"))
-    elif number < of:
-        console.print(Text(f"{number:,} of {count(of, 'module')}", style="yellow"))
-    return number > 0
+def print_module(artifact: Plan | ScoreReport, item: Any, path: Path, *, as_json: bool) -> None:
+    """Print one module of a plan, or one row of a report."""
+    console = Terminal()
+    if not as_json:
+        layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
+        params = count(item.n_params, "parameter")
+        console.print(Text(item.module, style="bold"))
+        console.print(Text(f"{layer} · {item.form} {item.size} · {params} · {item.parameter}\n"))
+    if isinstance(artifact, Plan):
+        _print_plan_module(console, artifact, item, path, as_json=as_json)
+    else:
+        _print_row(console, artifact, item, path, as_json=as_json)
 
 
-def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool) -> None:
-    """Print one module of a plan: how it is trained, why, and what the alternatives cost."""
+def _print_plan_module(
+    console: Terminal, plan: Plan, item: PlanModule, path: Path, *, as_json: bool
+) -> None:
+    """How a module is trained, why, and what the alternatives cost."""
     ranks = sorted({plan.lora.rank, *plan.lora.ranks, item.rank or plan.lora.rank})
     adapters = [Choice(row=item, mode="lora", rank=rank) for rank in ranks]
     ways = [Choice(row=item, mode="frozen"), *adapters, Choice(row=item, mode="full")]
     costs = [(way, extra_use(way, plan.settings.memory).total_bytes) for way in ways]
     if as_json:
         plain = [
-            {
-                "mode": way.mode,
-                "rank": way.rank or None,
-                "params": way.trained_params,
-                "bytes": size,
-            }
-            for way, size in costs
+            {"mode": way.mode, "rank": way.rank or None, "params": way.trained_params, "bytes": n}
+            for way, n in costs
         ]
         print_json({"file": path, "artifact": "plan", "module": _plain(item), "costs": plain})
         return
-    console = Terminal()
-    _print_identity(console, item)
     why = ", set by a lock" if item.locked else ""
     if plan.method != "score":
         why = f", by the baseline {plan.method}"
@@ -174,14 +172,16 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool
     console.whole(table)
     commands = [(command("show", path), "the whole plan")]
     if scores := scores_beside(plan, path):
-        lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
-        again = plan_command(plan, scores, "--lock", lock, "-o", "plan-locked.json")
+        mode = "lora" if item.mode == "full" else "full"
+        again = with_lock(plan, scores, item.module, mode)
         commands.append((again, "another mode for this module"))
     console.next_steps(*commands)
 
 
-def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_json: bool) -> None:
-    """Print one row of a report: sizes, scores with errors, and what each rank misses."""
+def _print_row(
+    console: Terminal, report: ScoreReport, row: ModuleRow, path: Path, *, as_json: bool
+) -> None:
+    """Sizes of a weight, its scores with errors, and what LoRA of each rank misses."""
     resamples = {name: _resamples_of(row, name) for name in SCORES}
     if as_json:
         print_json({
@@ -189,8 +189,6 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_j
             "intervals": {name: interval(own) for name, own in resamples.items() if own},
         })  # fmt: skip
         return
-    console = Terminal()
-    _print_identity(console, row)
     chosen, reached = row.selection_probability, row.matrices_reached
     spectrum = {
         "stable rank": row.stable_rank,
@@ -225,8 +223,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_j
             table.add_row(name, *cells, place, style=style)
         console.print()
         console.whole(table)
-        lock = ("--lock", f"{row.module}=full", "-o", "plan-locked.json")
-        commands.append((plan_command(report, path, *lock), "a plan that trains it"))
+        commands.append((with_lock(report, path, row.module, "full"), "a plan that trains it"))
     if row.curve_ranks:
         console.print()
         _print_curves(console, report.run.rank, row)
@@ -258,13 +255,6 @@ def _print_curves(console: Terminal, run_rank: int, row: ModuleRow) -> None:
         last = "compared against" if ours else ""
         table.add_row(*cells, last, style="bold" if ours else None)
     console.whole(table)
-
-
-def _print_identity(console: Terminal, item: PlanModule | ModuleRow) -> None:
-    layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
-    params = count(item.n_params, "parameter")
-    console.print(Text(item.module, style="bold"))
-    console.print(Text(f"{layer} · {item.form} {item.size} · {params} · {item.parameter}\n"))
 
 
 def _plain(item: PlanModule | ModuleRow) -> dict[str, Any]:

@@ -14,23 +14,25 @@ from hlscore.wording import count, memory, near_whole, percent, short, visible
 _COUNTED = {"full": " in full", "trained": " trained", "memory": ""}
 
 
-def report_headline(report: ScoreReport) -> Text:
-    """What was probed, on what, and how, in a few lines."""
-    model, probes, run = report.model, report.probes, report.run
-    what, *parts = probed(probes)
-    what, losses, drawn = visible(what), ", ".join(parts), probes.rollouts
-    if drawn is not None:
-        reward = "" if drawn.mean_reward is None else f", mean reward {drawn.mean_reward:.3g}"
-        what += f"{reward}\n{count(drawn.carrying, 'prompt')} with rewards that differ carry "
-        what += f"the gradient: {losses}"
-    elif losses:
-        what += f", {losses}"
-    return Text.assemble(
-        (model.model, "bold"),
-        f" · {model.architecture} · {short(model.n_params)} parameters · "
-        f"{visible(run.device)} {visible(run.dtype)}\n{what}\n"
-        f"{method(report)} · {run.wall_seconds:.1f} s",
-    )
+def headline(artifact: Plan | ScoreReport) -> Text:
+    """Three lines: the model, what was probed or what the budget allows, and how it was done."""
+    if isinstance(artifact, ScoreReport):
+        run, name, params = artifact.run, artifact.model.model, artifact.model.n_params
+        machine = f" · {visible(run.device)} {visible(run.dtype)}"
+        what = visible(probed(artifact.probes))
+        how = f"{method(artifact)} · {run.wall_seconds:.1f} s"
+    else:
+        name, params, machine = artifact.model.name, artifact.model.params, ""
+        lora, budget = artifact.lora, artifact.budget
+        what = f"budget {budget.asked}: {budget_spent(budget)}"
+        baseline = f"as the baseline {artifact.method}"
+        made = f"by {artifact.score.name}" if artifact.method == "score" else baseline
+        at = f" at rank {lora.rank}" if lora.ranks else ""
+        ranks = f"one of {', '.join(map(str, lora.ranks))}" if lora.ranks else f"{lora.rank}"
+        version = artifact.provenance.hlscore_version
+        how = f"chosen {made} · LoRA rank {ranks}, alpha {lora.alpha}{at} · hlscore {version}"
+    first = f" · {artifact.model.architecture} · {short(params)} parameters{machine}"
+    return Text.assemble((name, "bold"), f"{first}\n{what}\n{how}")
 
 
 def method(report: ScoreReport) -> str:
@@ -42,51 +44,36 @@ def method(report: ScoreReport) -> str:
     return f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
 
 
-def probed(probes: ProbeSummary) -> list[str]:
+def probed(probes: ProbeSummary) -> str:
     """What was probed and where it is from, then the tokens of the loss and its mean if known.
 
     Beyond SFT the mean is not that of the loss that is trained.
     """
     if probes.format == "update":
-        what = f"{count(probes.examples, 'finished training')}: {probes.source}"
-    elif probes.objective == "none":
-        what = "no probes"
-    elif probes.objective == "sft":
-        what = f"{count(probes.examples, 'probe example')} from {probes.source}"
+        return f"{count(probes.examples, 'finished training')}: {probes.source}"
+    if probes.objective == "none":
+        return "no probes"
+    kind, loss = f"{probes.objective} ({probes.loss_type}): ", "negative log-likelihood"
+    parts = []
+    if probes.objective == "sft":
+        kind, loss, what = "", "loss", count(probes.examples, "probe example")
     elif (drawn := probes.rollouts) is None:
-        pairs = f"{count(probes.examples, 'pair')} from {probes.source}"
-        what = f"{probes.objective} ({probes.loss_type}): {pairs}"
+        what = count(probes.examples, "pair")
     else:
-        of = f"{count(drawn.completions, 'completion')} of {count(drawn.prompts, 'prompt')}"
-        what = f"{probes.objective} ({probes.loss_type}): {of} from {probes.source}"
-    texts = [what]
-    if probes.objective != "none":
-        where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
-        texts.append(f"{probes.counted_tokens:,} counted tokens{where}")
-        if probes.mean_loss is not None:
-            kind = "loss" if probes.objective == "sft" else "negative log-likelihood"
-            texts.append(f"mean {kind} {probes.mean_loss:.3f} nats per token")
-    return texts
+        what = f"{count(drawn.completions, 'completion')} of {count(drawn.prompts, 'prompt')}"
+        if drawn.mean_reward is not None:
+            parts.append(f"mean reward {drawn.mean_reward:.3g}")
+        parts.append(f"{count(drawn.carrying, 'prompt')} with rewards that differ")
+    where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+    parts.append(f"{probes.counted_tokens:,} counted tokens{where}")
+    if probes.mean_loss is not None:
+        parts.append(f"mean {loss} {probes.mean_loss:.3f} nats per token")
+    return ", ".join((f"{kind}{what} from {probes.source}", *parts))
 
 
 def run_notes(report: ScoreReport) -> tuple[str, ...]:
     """Remarks on the probes, the model and the run."""
     return (*report.probes.notes, *report.model.notes, *report.run.notes)
-
-
-def plan_headline(plan: Plan) -> Text:
-    """What a plan is for, what it was allowed, and how it was made, in a few lines."""
-    model, lora = plan.model, plan.lora
-    made = f"by {plan.score.name}" if plan.method == "score" else f"as the baseline {plan.method}"
-    at = f" at rank {lora.rank}" if lora.ranks else ""
-    ranks = f"one of {', '.join(map(str, lora.ranks))}" if lora.ranks else f"{lora.rank}"
-    return Text.assemble(
-        (model.name, "bold"),
-        f" · {model.architecture} · {short(model.params)} parameters\n",
-        f"budget {plan.budget.asked}: {budget_spent(plan.budget)}\n",
-        f"chosen {made} · LoRA rank {ranks}, alpha {lora.alpha}{at} · hlscore "
-        f"{plan.provenance.hlscore_version}",
-    )
 
 
 def budget_spent(budget: PlanBudget) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hlscore.flow import Audit
-from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
-from hlscore.views.summary import report_headline, run_notes
+from hlscore.serving import ENGINE_RANKS, PlainAdapter
+from hlscore.views.summary import headline, run_notes
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
 from hlscore.wording import count, first_of, measure, percent, visible
 
@@ -67,7 +67,7 @@ def print_audit(
         })  # fmt: skip
         return
     console = Terminal()
-    console.print(report_headline(report))
+    console.print(headline(report))
     console.print()
     beyond = f"beyond rank {report.run.rank}"
     headings = ("moved", "rank 90 %", "rank 99 %", "stable rank", beyond, "size", "trained")

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.views.drawings import sparkline
-from hlscore.views.result import plan_command, scores_beside
+from hlscore.views.next_commands import matched_lora, scores_beside
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, duration, memory, short, visible
 
@@ -38,27 +38,27 @@ def print_validation(
     for place, line in enumerate(content["verdict"]):
         console.print(Text(line, style="" if place else "bold"))
     console.print()
-    headings = ("trained", "rank", "rates", "loss", "95 %", "gap recovered", "s in steps")
+    headings = ("trained", "rank", "learning rates", "loss", "95 %", "gap recovered", "s in steps")
     table = plain_table("arm", *headings)
     for name, arm in content["arms"].items():
-        tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
-        best = min(tried, key=lambda item: item["tuning_loss"], default=None)
         share = arm["recovered"]
         loss, low, high = (arm["loss"][key] for key in ("value", "low", "high"))
         known = None not in (loss, low, high)
-        recovered, rates = "", []
+        recovered = ""
         if share is not None and share["value"] is not None and name not in ("lora", "full"):
             value, least, most = (100 * share[key] for key in ("value", "low", "high"))
             recovered = f"{value:.0f} % [{least:.0f}, {most:.0f}]"
-        for which in ("full", "LoRA"):
-            factor = None if best is None else best[f"{which.lower()}_factor"]
-            if factor is not None:
-                rates.append(f"{which} x {factor:{',.0f' if factor >= 1 else '.2g'}}")
         table.add_row(
             Text(_LABELS[name], style="bold" if name == "plan" else ""),
             short(arm["trained_params"]),
             "" if name == "full" else str(arm["lora_rank"]),
-            "?" if best is None else ", ".join(rates),
+            ", ".join(
+                f"{label} {rate:.3g}"
+                for label, rate in zip(
+                    ("full", "LoRA"), arm["learning_rates"].values(), strict=True
+                )
+                if rate is not None
+            ),
             f"{loss:.4f}" if known else "diverged",
             f"{low:.4f} to {high:.4f}" if known else "",
             recovered,
@@ -103,10 +103,29 @@ def print_validation(
         console.print()
     console.notes(content["notes"])
     console.labelled([("validation", str(path))], width=12)
-    commands = [(command("show", plan_path), "the plan that was validated")]
+    made, matched = content["arms"]["plan"], content["arms"]["matched"]
+    given = [
+        word
+        for name, rate in made["learning_rates"].items()
+        if rate is not None
+        for word in (f"--{name}-lr", f"{rate:.3g}")
+    ]
+    steps = count(made["curve"]["steps"][-1], "step")
+    commands = [
+        (
+            command("export", plan_path, "--to", "trl", "-o", "hybrid", *given),
+            f"for your trainer, at the rates that did best in {steps}",
+        )
+    ]
     if scores := scores_beside(plan, plan_path):
-        matched = plan_command(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
-        commands.append((matched, "LoRA with as many trained parameters, as a plan"))
+        rival = (
+            matched_lora(plan, scores),
+            "LoRA with as many trained parameters, as a plan; "
+            f"{matched['learning_rates']['lora']:.3g} did best",
+        )
+        ahead = made["better_than"].get("matched")
+        worse = ahead is not None and ahead["high"] is not None and ahead["high"] < 0
+        commands.insert(0 if worse else 1, rival)
     console.next_steps(*commands)
 
 

@@ -19,17 +19,13 @@ from compared import (
     check_width,
     close,
     noisy,
-    printed,
     refused,
-    renamed,
-    save,
-    save_plan,
     slow_resampled_tau,
     slow_tau,
-    told,
     values_of,
 )
 from console import hlscore
+from shown import printed, renamed, save, save_plan, told
 
 from hlscore.records import ScoreReport
 
@@ -354,5 +350,9 @@ def test_files_that_are_no_scores(files: Files, tmp_path: Path) -> None:
     (tmp_path / "two\nlines\x1b[31m").write_bytes(b"hello")
     for name in ("cut", "two\nlines\x1b[31m", "missing", "."):
         refused(hlscore("compare", files[1], tmp_path / name), 3)
-    plan = save_plan(noisy(7, 1), tmp_path / "plan.json")
+    report = noisy(7, 1)
+    damaged = replace(report, probes=replace(report.probes, examples=-1))
+    path = save(damaged, tmp_path / "damaged")
+    refused(hlscore("compare", files[1], path), 3, f"'{path}': The scores are damaged")
+    plan = save_plan(report, tmp_path / "plan.json")
     refused(hlscore("compare", plan, files[0]), 2, "is a plan", "hlscore diff")

@@ -9,25 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compared import (
-    NO_SCORES,
-    ONE,
-    RUN_RANK,
-    Document,
-    close,
-    noisy,
-    printed,
-    refused,
-    renamed,
-    save,
-    save_plan,
-    slow_resampled_tau,
-    slow_tau,
-    told,
-)
+from compared import NO_SCORES, ONE, Document, close, noisy, refused, slow_resampled_tau, slow_tau
 from console import hlscore
+from shown import printed, renamed, save, save_plan, told
 
 from hlscore.records import ScoreReport
+from hlscore.settings import MemorySettings
 
 COUNT = 21
 Runs = Sequence[ScoreReport]
@@ -51,6 +38,7 @@ def tables(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Files:
 def plans(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Plans:
     """Plans by what is special about them."""
     folder, (one, two) = tmp_path_factory.mktemp("plans"), runs
+    memory = MemorySettings(optimizer="lion8bit", base_bits=4, train_batch=3)
     smaller = renamed(noisy(14, 3), {2: "other.name", 9: "model.layers.1.other"})
     return {
         "one": save_plan(one, folder / "one.json"),
@@ -58,6 +46,7 @@ def plans(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Plans:
         "rank 8": save_plan(two, folder / "rank-8.json", rank=8),
         "ranks": save_plan(two, folder / "ranks.json", ranks=(2, 4, 8)),
         "tail": save_plan(two, folder / "tail.json", score="tail"),
+        "memory": save_plan(two, folder / "memory.json", budget="60MB", alpha=32, memory=memory),
         "locks": save_plan(one, folder / "locks.json", locks=("*q_proj=frozen", "*.0.mlp.*=full")),
         "smaller": save_plan(smaller, folder / "smaller.json"),
     }
@@ -177,41 +166,27 @@ def test_two_score_files_are_planned_as_by_plan(
 
 
 @pytest.mark.parametrize(
-    ("name", "plan_first"), [("two", True), ("rank 8", False), ("ranks", False), ("tail", True)]
+    ("name", "plan_first", "wish", "like"),
+    [
+        ("two", True, "", "-b 0.3p"),
+        ("rank 8", False, "", "-b 0.25 -r 8"),
+        ("ranks", False, "", "-b 0.25 --ranks 2,4,8"),
+        ("tail", True, "", "-b 0.25 --score tail"),
+        ("memory", True, "", "-b 60MB --alpha 32 --optimizer lion8bit --base 4 --train-batch 3"),
+        ("two", True, "--budget 0.5", "-b 0.5"),
+        ("two", True, "--rank 8", "-b 0.3p -r 8"),
+    ],
 )
-def test_scores_beside_a_plan_are_planned_like_it(
-    plans: Plans, tables: Files, tmp_path: Path, name: str, *, plan_first: bool
-) -> None:
-    plan = plans[name]
-    document = json.loads(plan.read_text())
-    like = ["--budget", document["budget"]["asked"], "--score", document["score"]["name"],
-            "--rank", document["lora"]["rank"]]  # fmt: skip
-    if document["lora"]["ranks"]:
-        like += ["--ranks", ",".join(map(str, document["lora"]["ranks"]))]
-    sides = [(plan, modules_of(plan)), (tables[0], planned(tables[0], tmp_path, *like))]
+def test_scores_beside_a_plan_are_planned_like_it_but_for_options(
+    plans: Plans, tables: Files, tmp_path: Path, name: str, wish: str, like: str, *,
+    plan_first: bool,
+) -> None:  # fmt: skip
+    table = planned(tables[0], tmp_path, *like.split())
+    sides = [(plans[name], modules_of(plans[name])), (tables[0], table)]
     (a, in_a), (b, in_b) = sides if plan_first else reversed(sides)
-    check(told("diff", a, b), in_a, in_b)
+    check(told("diff", a, b, *wish.split()), in_a, in_b)
     # The scores that a plan was made from give that plan again.
-    assert told("diff", plan, tables[1])["same"] is True
-
-
-@pytest.mark.parametrize("wish", [["--budget", "0.5"], ["--rank", "8"]], ids=" ".join)
-def test_options_go_before_the_plan_beside_the_scores(
-    plans: Plans, tables: Files, tmp_path: Path, wish: list[str]
-) -> None:
-    like = {"--budget": "0.25", "--score": "hls", "--rank": str(RUN_RANK)} | {wish[0]: wish[1]}
-    table = planned(tables[1], tmp_path, *(word for pair in like.items() for word in pair))
-    check(told("diff", plans["one"], tables[1], *wish), modules_of(plans["one"]), table)
-
-
-def test_scores_are_planned_with_the_memory_of_the_plan(tables: Files, tmp_path: Path) -> None:
-    path = tmp_path / "memory.json"
-    options = ("--budget", "60MB", "--alpha", "32", "--optimizer", "lion8bit", "--base", "4",
-               "--train-batch", "3")  # fmt: skip
-    given = hlscore("plan", tables[0], "-o", path, *options)
-    assert given.code == 0, given.err
-    assert told("diff", path, tables[0])["same"] is True
-    check(told("diff", path, tables[1]), modules_of(path), planned(tables[1], tmp_path, *options))
+    assert told("diff", plans[name], tables[1], *wish.split())["same"] is not bool(wish)
 
 
 def test_resamples_tell_the_noise(runs: Runs, tables: Files) -> None:

@@ -66,8 +66,13 @@ def test_other_files_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         read_plan(tmp_path / "plan.json")
     assert "\n" not in caught.value.message
+
+
+def test_paths_that_lead_to_no_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no file"):
         read_plan(tmp_path / "other.json")
+    with pytest.raises(UsageError, match="a path, not from an object of type 'int'"):
+        read_plan(3)  # type: ignore[arg-type]
 
 
 def changed(document: dict[str, Any], path: tuple[Any, ...], value: str) -> str:

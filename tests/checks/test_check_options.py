@@ -6,14 +6,13 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import time
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from broken_plans import Document, findings, line_of, made, write
+from broken_plans import Document, findings, git, line_of, made, write
 from console import QUICK, hlscore, save_model
 from families import FAMILIES
 from plans import plan_for
@@ -138,16 +137,6 @@ def test_drift_of_libraries_counts_from_the_part_that_is_asked(tmp_path: Path) -
     assert codes(write(plan, tmp_path / "plan.json"), "--max-drift", "none") == []
     plan["provenance"]["versions"] = {"no-such-library": "1.0"}
     assert codes(write(plan, tmp_path / "plan.json"), "--max-drift", "minor") == ["HLS703"]
-
-
-def git(folder: Path, *arguments: str, days: int = 0) -> None:
-    when = f"{int(time.time()) - days * 86_400} +0000"
-    subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(folder), *arguments],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when},
-    )
 
 
 def test_age_is_that_of_the_last_commit(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_every_code_is_explained() -> None:
         (("plan.json", "--max-age", "old"), 2, "--max-age"),
         (("plan.json", "--baseline", "none.json"), 3, "none.json"),
         (("plan.json", "--model", "none"), 3, "none"),
-        (("plan.json", "--config", "none.toml"), 2, "none.toml"),
+        (("plan.json", "--config", "none.toml"), 2, "There is no file 'none.toml'."),
     ],
 )
 def test_wrong_use_is_one_line(

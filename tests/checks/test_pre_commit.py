@@ -13,19 +13,11 @@ from typing import Any
 import pytest
 import yaml
 from action_runs import ROOT, need_index
-from broken_plans import made, write
+from broken_plans import broken, git, made, write
 
 pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 MANIFEST = ROOT / ".pre-commit-hooks.yaml"
 SKIPPED = {".git", "tests", "benchmarks"}
-
-
-def git(folder: Path, *words: str) -> str:
-    given = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-    done = subprocess.run(
-        ["git", *given, *words], cwd=folder, check=True, capture_output=True, text=True
-    )
-    return done.stdout
 
 
 def repository(folder: Path) -> str:
@@ -93,9 +85,7 @@ def test_plans_are_checked_at_once(workspace: Path, hooks: dict[str, Any]) -> No
 
 
 def test_a_broken_plan_stops_the_commit(workspace: Path, hooks: dict[str, Any]) -> None:
-    document = made()
-    document["modules"][5]["params"] = 10
-    write(document, workspace / "a" / "plan-$(touch pwned).json")
+    write(broken(), workspace / "a" / "plan-$(touch pwned).json")
     code, out = run(workspace, hooks, "hlscore-check-system")
     assert code == 1
     assert "Failed" in out
@@ -125,9 +115,7 @@ def test_the_hook_that_installs_itself(workspace: Path, hooks: dict[str, Any]) -
     packages = {path.name for path in workspace.parent.glob("pre-commit/**/site-packages/*")}
     assert "hlscore" in packages
     assert not packages & {"torch", "transformers", "pyarrow", "pandas"}
-    document = made()
-    document["modules"][5]["params"] = 10
-    write(document, workspace / "plan.json")
+    write(broken(), workspace / "plan.json")
     code, out = run(workspace, hooks, "hlscore-check")
     assert code == 1
     assert "plan.json:" in out

@@ -138,7 +138,7 @@ def test_option(desk: Desk, option: str, value: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--dtype nonsense", "--svd x", "--rank abc", "--top 0", "--nonsense x"]
+    "words", ["--dtype nonsense", "--svd x", "--rank abc", "--top -1", "--nonsense x"]
 )
 def test_option_refused_by_the_parser(desk: Desk, words: str) -> None:
     message = desk.refuse(*words.split(), code=2)
@@ -420,10 +420,11 @@ BROKEN_DATA: dict[str, tuple[bytes, str]] = {
     "notes.txt": (b"hello", "is a .txt file"),
     "suffixless": (b"hello", "is a suffixless file"),
     "null.jsonl": (_jsonl(*({"text": each} for each in ("a", None))), "Column 'text' of example 1"),
-    "truth.jsonl": (_jsonl({"text": "a"}, {"text": True}), "is bool, not text"),
+    "truth.jsonl": (_jsonl({"text": "a"}, {"text": True}), "is a boolean, not text"),
     "truths.csv": (b"text\ntrue\nfalse\n", "Column 'text' of example 0 in"),
-    "list.jsonl": (_jsonl({"text": ["a"]}, {"text": ["b"]}), "is list, not text"),
-    "gap.jsonl": (_jsonl({"text": "a"}, {"other": "b"}), "is NoneType, not text"),
+    "list.jsonl": (_jsonl({"text": ["a"]}, {"text": ["b"]}), "is an array, not text"),
+    "surrogate.jsonl": (_jsonl({"text": "a"}, {"text": "b \ud800"}), "half of a surrogate pair"),
+    "gap.jsonl": (_jsonl({"text": "a"}, {"other": "b"}), "is null, not text"),
     "completion.jsonl": (
         _jsonl(*[{"prompt": "a", "completion": None}] * 3),
         "Column 'completion' of example 0",
@@ -678,6 +679,7 @@ def _first_longer(lists: list[Any]) -> list[Any]:
         (_all("status", "odd"), "Row 0 of"),
         (_all("module", None), "'module': Input should be a valid string"),
         (_all("module", "a"), "'a' is listed twice"),
+        (_all("taylor", float("nan")), "'taylor': Input should be a finite"),
         (_all("n_params", None), "'n_params': Input should be a valid integer"),
         (_all("n_params", 0), "a size is below 1"),
         (_all("hls_curve", [1.0]), "a curve and its ranks differ in length"),

@@ -41,6 +41,8 @@ def test_refusals_the_nearest_plan_and_what_is_there_already(
     assert (refused.code, out.exists()) == (2, False)
     assert "cannot run this plan" in refused.err
     assert "--nearest" in refused.err
+    freeze = hlscore("export", plan_file, "--to", "freeze", "--out", out)
+    assert freeze.message.startswith("error: A freeze-only trainer cannot run this plan.")
     shown = written(*command, "--nearest").out
     assert all(part in shown for part in (str(out), "changed: ", "Experimental: "))
     before = out.read_bytes()

@@ -186,7 +186,7 @@ def test_the_files_of_a_model_are_those_that_transformers_reads(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("[]", "no weight_map"),
+        ("[]", "does not hold a JSON object"),
         ('{"weight_map": 5}', "no weight_map"),
         ("{", "cannot be read"),
         ("[" * 100_000, "cannot be read"),

@@ -20,14 +20,13 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.flow import Silent, Storage, rank_model
-from hlscore.flow.rank import encode_probes, score_probes
+from hlscore.flow.rank import encode_probes
 from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.inputs.identity import identify
-from hlscore.inputs.modules import find_modules
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport
-from hlscore.settings import CandidateSettings, PlanSettings, RankSettings
+from hlscore.settings import PlanSettings, RankSettings
 from hlscore.unfinished import first_difference, remove_unfinished, unfinished_runs
 from hlscore.views import progress as lines
 
@@ -404,12 +403,12 @@ def test_few_examples_take_fewer_batches_and_keep_their_scores(
     from hlscore.probes import units
 
     model = FAMILIES["llama"].build()
-    modules = find_modules(model, CandidateSettings())
 
     def scored() -> tuple[int, dict[str, float | None]]:
         asked = settings(groups=8, batch_size=4, bootstrap=10)
         probes = encode_probes(model, byte_tokenizer(), completions(24), asked)
-        found = score_probes(model, modules, identify(model, "m", None), probes, asked, Silent())
+        identity = identify(model, "m", None)
+        found = rank_model(model, byte_tokenizer(), identity, probes, asked, Silent())
         assert found is not None
         report = found.report
         return report.probes.groups, {row.module: row.hls for row in report.candidates}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -203,14 +202,6 @@ def test_what_cannot_hold_weights_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         load_model(half_on_disk(*saved, **options))
-
-
-@once
-def test_missing_accelerate_is_named(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ModelError, match="--device-map needs the package accelerate") as caught:
-        load_model(ModelSettings(model=str(saved[0]), device_map="auto"))
-    assert caught.value.hint == "pip install 'hlscore[devices]'"
 
 
 @once

@@ -26,7 +26,7 @@ from families import FAMILIES
 from tokens import VOCAB_SIZE, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.cli.validate_command import drawn_by_trial
+from hlscore.cli.validate_command import drawn_by_training
 from hlscore.errors import DataError
 from hlscore.inputs import examples
 from hlscore.inputs.examples import read_examples, wanted_formats
@@ -68,20 +68,32 @@ def _write_arrow(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.write_table(table)
 
 
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 Writer = Callable[[Path, Sequence[Mapping[str, Any]]], object]
 
 WRITERS: dict[str, Writer] = {
     "data.jsonl": write_rows,
     "data.JSONL": write_rows,
+    "rows[1].jsonl": write_rows,  # brackets are letters
     "data.json": lambda path, rows: path.write_text(json.dumps(list(rows))),
     "data.parquet": lambda path, rows: pq.write_table(pa.Table.from_pylist(list(rows)), path),
     "stream.arrow": _write_arrow,
     "file.arrow": _write_arrow,
+    "data.csv": _write_csv,
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("shape", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, shape) for name in WRITERS for shape in FORMATS
+     if not (name == "data.csv" and "messages" in shape)],
+)  # fmt: skip
 def test_file(tmp_path: Path, name: str, shape: str) -> None:
     """Every kind of file gives the same examples in every format."""
     WRITERS[name](tmp_path / name, FORMATS[shape])
@@ -89,14 +101,6 @@ def test_file(tmp_path: Path, name: str, shape: str) -> None:
     assert found.format == shape.partition(" ")[0]
     assert found.source == str(tmp_path / name)
     assert rows_of(found) == FORMATS[shape]
-
-
-def test_csv(tmp_path: Path) -> None:
-    with (tmp_path / "data.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(PAIRS[0]))
-        writer.writeheader()
-        writer.writerows(PAIRS)
-    assert rows_of(read(tmp_path / "data.csv")) == PAIRS
 
 
 def test_directories(tmp_path: Path) -> None:
@@ -226,10 +230,10 @@ def test_a_hub_data_set_is_never_streamed_without_a_limit(
     [("org/data", 60, 686), ("org/data", 2, 256), ("a.jsonl", 60, 0), (None, 60, 0),
      ("builtin:new", 60, 0)],
 )  # fmt: skip
-def test_examples_of_a_trial(data: str | None, steps: int, expected: int) -> None:
+def test_examples_of_a_training(data: str | None, steps: int, expected: int) -> None:
     """Of a hub data set a trial draws what its steps need, of a file everything."""
     model, source = ModelSettings(model="m"), DataSettings(data=data)
-    assert drawn_by_trial(ValidateSettings(model=model, data=source, steps=steps)) == expected
+    assert drawn_by_training(ValidateSettings(model=model, data=source, steps=steps)) == expected
 
 
 @pytest.mark.parametrize(
@@ -406,10 +410,6 @@ def test_data_card_may_not_reach_for_the_network(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_text(f"---\n{card}---\n" if name == "README.md" else card)
     with pytest.raises(DataError, match="names files outside its directory"):
         read(tmp_path)
-
-
-def test_brackets_in_a_file_name_are_letters(tmp_path: Path) -> None:
-    assert rows_of(read(write_rows(tmp_path / "rows[1].jsonl", TEXTS))) == TEXTS
 
 
 def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:

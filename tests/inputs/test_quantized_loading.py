@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.identity import count_params, fingerprint, identify
+from hlscore.inputs.identity import count_params, identify, structure_hash
 from hlscore.inputs.model import load_model, load_shape, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight, is_packed_linear
@@ -173,16 +173,24 @@ def test_weights_rearranged_for_inference_are_refused(originals: Originals) -> N
         identify(model, "mine", None)
 
 
-@pytest.mark.parametrize("package", ["bitsandbytes", "accelerate"])
+@pytest.mark.parametrize(
+    ("package", "asked", "extra"),
+    [
+        ("bitsandbytes", {"load_in": "4bit"}, "quant"),
+        ("accelerate", {"load_in": "4bit"}, "quant"),
+        ("accelerate", {"device_map": "auto"}, "devices"),
+    ],
+)
 def test_missing_package_is_named(
-    originals: Originals, monkeypatch: pytest.MonkeyPatch, package: str
+    originals: Originals, monkeypatch: pytest.MonkeyPatch, package: str, asked: Any, extra: str
 ) -> None:
-    if package == "accelerate":
+    if (package, extra) == ("accelerate", "quant"):
         pytest.importorskip("bitsandbytes")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModelError, match=f"--load-in needs the package {package}") as caught:
-        load(originals["llama"][0], load_in="4bit")
-    assert caught.value.hint == "pip install 'hlscore[quant]'"
+    option = next(iter(asked)).replace("_", "-")
+    with pytest.raises(ModelError, match=f"--{option} needs the package {package}") as caught:
+        load_model(ModelSettings(model=str(originals["llama"][0]), **asked))
+    assert caught.value.hint == f"pip install 'hlscore[{extra}]'"
 
 
 @pytest.mark.parametrize(
@@ -248,8 +256,7 @@ def test_packed_layers_of_any_library_are_candidates(kind: str) -> None:
     assert all(item.quantized for item in candidates_of(found))
     assert count_params(model) == count
     assert not any(dense_weight(model, item) is not None for item in candidates_of(found))
-    structures = [fingerprint(each).structure for each in (model, FAMILIES["llama"].build())]
-    assert structures[0] == structures[1]
+    assert structure_hash(candidates_of(found)) == structure_hash(candidates_of(before))
 
 
 def test_packed_experts_of_unknown_layout_are_skipped() -> None:

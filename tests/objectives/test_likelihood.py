@@ -70,19 +70,6 @@ def test_the_likelihood_loss_weighs_sequences() -> None:
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [2**26, 2 * VOCABULARY])
-def test_places_that_count_nothing_get_no_gradient(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(likelihood, "CHUNK_NUMBERS", chunk)
-    logits, labels = problem()
-    (gradient,) = torch.autograd.grad(token_log_probs(logits, labels).sum(), logits)
-    counted = labels[:, 1:] != IGNORED
-    assert not gradient[:, -1].any()
-    assert not gradient[:, :-1][~counted].any()
-    assert gradient[:, :-1][counted].any(dim=-1).all()
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("chunk", [2**26, 3 * VOCABULARY])
 def test_narrow_logits_are_computed_with_in_float32(

@@ -60,7 +60,9 @@ class Desk:
     def dpo(self, rows: Sequence[Mapping[str, Any]]) -> tuple[object, ...]:
         return ("--objective", "dpo", "--samples", "0", "--data", self.rows(rows))
 
-    def live(self, reward: str, rows: Sequence[Mapping[str, Any]] = PROMPTS) -> tuple[object, ...]:
+    def live(
+        self, rows: Sequence[Mapping[str, Any]] = PROMPTS, reward: str = "mine:equal"
+    ) -> tuple[object, ...]:
         """Options that sample a few short completions."""
         return (
             "--objective", "grpo", "--reward", reward, "--data", self.rows(rows),
@@ -104,7 +106,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
     ],
 )
 def test_reward_functions(desk: Desk, reward: str, code: int, says: str) -> None:
-    options = (*desk.live(reward), "--samples", "0")
+    options = (*desk.live(reward=reward), "--samples", "0")
     assert says in desk.refuse(*options, code=code)
 
 
@@ -118,27 +120,13 @@ def test_reward_functions(desk: Desk, reward: str, code: int, says: str) -> None
 def test_completions_without_a_gradient_are_left_to_look_at(
     desk: Desk, reward: str, says: str
 ) -> None:
-    outcome = desk.rank(*desk.live(reward), "--samples", "0")
+    outcome = desk.rank(*desk.live(reward=reward), "--samples", "0")
     assert outcome.code == 3
     assert says in outcome.message
     (kept,) = (desk.folder / "out").iterdir()
     assert kept.name == "unscored-rollouts.jsonl"
     assert str(kept) in outcome.message
     assert len(kept.read_text().splitlines()) == 12
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([{"prompt": "x" * 300}] * 3, "each fills the context of 256 tokens"),
-        ([{"prompt": ""}] * 3, "all are empty"),
-        ([{"question": "x"}] * 3, "--column prompt=question"),
-        ([{"prompt": True}] * 3, "is bool, not text"),
-        ([{"prompt": []}] * 3, "not a list of messages"),
-    ],
-)
-def test_prompts(desk: Desk, rows: Rows, says: str) -> None:
-    assert says in desk.refuse(*desk.live("mine:equal", rows))
 
 
 # Options
@@ -178,7 +166,7 @@ def test_prompts(desk: Desk, rows: Rows, says: str) -> None:
         ("live", "--max-new-tokens 0", "--max-new-tokens is 0."),
         ("live", "--generate-batch 0", "--generate-batch is 0."),
         ("live", "--reward-timeout 0", "--reward-timeout is 0."),
-        ("live", "--reward-weight 1 --reward-weight 2", "2 weights for 1 rewards"),
+        ("live", "--reward-weight 1 --reward-weight 2", "There are 2 weights for 1 reward."),
         ("live", "--reward-weight nan", "--reward-weight is nan"),
         ("live", "--max-length 300", "Use --max-length 256 or less"),
         ("live", "--shard", "--shard spreads the weights"),
@@ -191,7 +179,7 @@ def test_options(desk: Desk, kind: str, options: str, says: str) -> None:
         "sft": lambda: (),
         "dpo": lambda: desk.dpo(PAIRS),
         "rollouts": lambda: desk.grpo(GROUPS),
-        "live": lambda: desk.live("mine:equal"),
+        "live": desk.live,
     }[kind]()
     assert says in desk.refuse(*given, *options.split(), code=2)
 
@@ -199,24 +187,10 @@ def test_options(desk: Desk, kind: str, options: str, says: str) -> None:
 def test_grpo_needs_completions(desk: Desk) -> None:
     message = desk.refuse("--objective", "grpo", "--data", desk.rows(PROMPTS), code=2)
     assert all(part in message for part in ("needs completions", "--rollouts", "--reward"))
-    assert "A --stop text is empty" in desk.refuse(*desk.live("mine:equal"), "--stop", "", code=2)
+    assert "A --stop text is empty" in desk.refuse(*desk.live(), "--stop", "", code=2)
 
 
-# Rewards
-
-
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [
-        (float("nan"), "Column 'reward' of example 3 in '{path}' is nan, not a number."),
-        (1e200, "Column 'reward' of example 3 in '{path}' is 1e+200, too large."),
-        ("good", "Column 'reward' of example 3 in '{path}' is str, not a number."),
-    ],
-    ids=str,
-)
-def test_reward(desk: Desk, value: object, says: str) -> None:
-    message = desk.refuse(*desk.grpo(changed(GROUPS, 3, reward=value)))
-    assert says.format(path=desk.folder / "rows.jsonl") in message
+# Rows
 
 
 def test_no_reward_column(desk: Desk) -> None:
@@ -229,7 +203,26 @@ def test_no_reward_column(desk: Desk) -> None:
     assert "has no column 'points'" in message
 
 
+PROMPT_ROWS: dict[str, tuple[Rows, str]] = {
+    "long": ([{"prompt": "x" * 300}] * 3, "each fills the context of 256 tokens"),
+    "empty": ([{"prompt": ""}] * 3, "all are empty"),
+    "no prompt": ([{"question": "x"}] * 3, "--column prompt=question"),
+    "no text": ([{"prompt": True}] * 3, "is a boolean, not text"),
+    "no messages": ([{"prompt": []}] * 3, "not a list of messages"),
+}
 ROLLOUTS: dict[str, tuple[Rows, str]] = {
+    "nan": (
+        changed(GROUPS, 3, reward=float("nan")),
+        "Column 'reward' of example 3 in '{path}' is nan, not a number.",
+    ),
+    "large": (
+        changed(GROUPS, 3, reward=1e200),
+        "Column 'reward' of example 3 in '{path}' is 1e+200, too large.",
+    ),
+    "text": (
+        changed(GROUPS, 3, reward="good"),
+        "Column 'reward' of example 3 in '{path}' is a string, not a number.",
+    ),
     "no reward": (everywhere(GROUPS, reward=None), "None of the 12 completions"),
     "equal": (everywhere(GROUPS, reward=0.5), "all rewards are equal (mean 0.5): no gradient"),
     "alone": (everywhere(GROUPS, completion="x")[::2], "has one completion per prompt"),
@@ -272,12 +265,6 @@ ROLLOUTS: dict[str, tuple[Rows, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ROLLOUTS)
-def test_rollouts(desk: Desk, name: str) -> None:
-    rows, says = ROLLOUTS[name]
-    assert says.format(path=desk.folder / "rows.jsonl") in desk.refuse(*desk.grpo(rows))
-
-
 def test_what_to_do_about_rewards_is_said(desk: Desk) -> None:
     message = desk.refuse(*desk.grpo(ROLLOUTS["equal"][0]))
     assert all(words in message for words in ("--generations", "--temperature", "prompts that"))
@@ -310,10 +297,7 @@ def test_what_is_odd_but_usable_is_noted(desk: Desk, name: str) -> None:
     assert any(says in note for note in done.notes), done.notes
 
 
-# Pairs
-
-
-DPO: dict[str, tuple[Rows, str]] = {
+PAIR_ROWS: dict[str, tuple[Rows, str]] = {
     "equal": (everywhere(PAIRS, rejected="x", chosen="x"), "In every pair of"),
     "no chosen": ([{"prompt": "a", "rejected": "b"}] * 4, "it has: prompt, rejected"),
     "null chosen": (changed(PAIRS, 2, chosen=None), "Column 'chosen' of example 2"),
@@ -330,10 +314,17 @@ DPO: dict[str, tuple[Rows, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DPO)
-def test_pairs(desk: Desk, name: str) -> None:
-    rows, says = DPO[name]
-    assert says in desk.refuse(*desk.dpo(rows))
+@pytest.mark.parametrize(
+    ("kind", "rows", "says"),
+    [
+        pytest.param(kind, *case, id=f"{kind}: {name}")
+        for kind, cases in (("live", PROMPT_ROWS), ("grpo", ROLLOUTS), ("dpo", PAIR_ROWS))
+        for name, case in cases.items()
+    ],
+)
+def test_rows(desk: Desk, kind: str, rows: Rows, says: str) -> None:
+    options = {"live": desk.live, "grpo": desk.grpo, "dpo": desk.dpo}[kind](rows)
+    assert says.format(path=desk.folder / "rows.jsonl") in desk.refuse(*options)
 
 
 def test_some_pairs_that_cannot_be_used(desk: Desk) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from families import FAMILIES, token_batch
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from trl_runs import arguments, captured
+from transformers import PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl_runs import arguments, build, captured, dpo_trainer
 
 from hlscore.inputs.formats import SUPERVISED, example_set
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.settings import DataSettings, ObjectiveSettings
 
-FAMILY = "qwen3"
 RELATIVE = (
     "llama", "mistral", "gemma3", "phi3", "gpt_neox", "olmo2", "mixtral", "qwen3_moe", "gpt_oss",
     "deepseek_v3",
@@ -58,15 +56,6 @@ CHAT_PAIRS = [
 ]  # fmt: skip
 
 
-def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    return byte_tokenizer(**options)
-
-
-def build(family: str = FAMILY) -> PreTrainedModel:
-    """A tiny model without dropout in float32; TRL changes the one that it is given."""
-    return FAMILIES[family].build().float()
-
-
 def assert_equal(
     found: Mapping[str, torch.Tensor], model: PreTrainedModel, tolerance: float = TOLERANCE
 ) -> None:
@@ -81,12 +70,11 @@ def assert_equal(
         assert error < tolerance, name
 
 
-def first_gradient(trainer: Any, inputs: Any = None) -> PreTrainedModel:
+def first_gradient(trainer: Any) -> PreTrainedModel:
     """Run TRL's own loss on its first batch, backward, without a step."""
     model: PreTrainedModel = trainer.model
     model.eval()  # no dropout; TRL's normalizers of a single batch are the same in both modes
-    if inputs is None:
-        inputs = next(iter(trainer.get_train_dataloader()))
+    inputs = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
     loss.backward()
     return model
@@ -107,7 +95,7 @@ SFT_FORMATS: dict[str, list[dict[str, Any]]] = {
 def test_sft(tmp_path: Path, name: str, assistant_only: bool) -> None:
     rows = SFT_FORMATS[name]
     chat = name in ("messages", "conversation")
-    tokens = tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
+    tokens = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
     trainer = SFTTrainer(
         model=build(),
         args=SFTConfig(
@@ -129,15 +117,8 @@ def test_sft(tmp_path: Path, name: str, assistant_only: bool) -> None:
 @pytest.mark.parametrize("loss_type", list(PAIR_LOSSES))
 def test_dpo_at_step_0(tmp_path: Path, loss_type: str, chat: bool) -> None:
     rows = CHAT_PAIRS if chat else PAIRS
-    tokens = tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
-    trainer = DPOTrainer(
-        model=build(),
-        ref_model=build(),
-        args=DPOConfig(**arguments(tmp_path), loss_type=[loss_type], beta=0.3, max_length=None),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokens,
-    )
-    trained = first_gradient(trainer)
+    tokens = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
+    trained = first_gradient(dpo_trainer(tmp_path, rows, tokens, loss_type=[loss_type], beta=0.3))
     objective = ObjectiveSettings(objective="dpo", loss_type=loss_type, beta=0.3)
     examples = example_set(rows, "rows", DataSettings(), ("preference",))
     assert_equal(captured(build(), examples, objective, tokens), trained)
@@ -209,7 +190,7 @@ def trl_grpo(
     loss_type: str,
     scale: str,
     name: str = "",
-    family: str = FAMILY,
+    family: str = "qwen3",
     **options: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """TRL's trainer on given completions: generation and rewards are replaced, nothing else."""
@@ -233,7 +214,7 @@ def trl_grpo(
             )
         ),
         train_dataset=Dataset.from_list([{"prompt": f"prompt {n}"} for n in range(len(REWARDS))]),
-        processing_class=tokenizer(),
+        processing_class=byte_tokenizer(),
         rollout_func=lambda prompts, trainer: {  # noqa: ARG005
             "prompt_ids": [list(item.prompt_ids) for item in flat],
             "completion_ids": [list(item.completion_ids) for item in flat],
@@ -267,7 +248,7 @@ def test_grpo(tmp_path: Path, loss_type: str, scale: str) -> None:
     rollouts = drawn_rollouts()
     trained, _ = trl_grpo(tmp_path, rollouts, loss_type=loss_type, scale=scale)
     objective = grpo(loss_type, scale_rewards=scale)
-    assert_equal(captured(build(), rollouts, objective, tokenizer()), trained)
+    assert_equal(captured(build(), rollouts, objective, byte_tokenizer()), trained)
 
 
 # TRL pads prompts on the left without telling positions: relative ones do not mind. The loss that
@@ -280,18 +261,11 @@ def test_grpo_and_dpo_in_other_families(tmp_path: Path, family: str) -> None:
         tmp_path, rollouts, loss_type="dapo", scale="group", family=family, **balance
     )
     objective = grpo("dapo")
-    assert_equal(captured(build(family), rollouts, objective, tokenizer()), trained)
-    trainer = DPOTrainer(
-        model=build(family),
-        ref_model=build(family),
-        args=DPOConfig(**arguments(tmp_path, **balance), max_length=None),
-        train_dataset=Dataset.from_list(PAIRS),
-        processing_class=tokenizer(),
-    )
-    trained = first_gradient(trainer)
+    assert_equal(captured(build(family), rollouts, objective, byte_tokenizer()), trained)
+    trained = first_gradient(dpo_trainer(tmp_path, PAIRS, byte_tokenizer(), family, **balance))
     examples = example_set(PAIRS, "rows", DataSettings(), ("preference",))
     objective = ObjectiveSettings(objective="dpo")
-    assert_equal(captured(build(family), examples, objective, tokenizer()), trained)
+    assert_equal(captured(build(family), examples, objective, byte_tokenizer()), trained)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo"])
@@ -301,35 +275,30 @@ def test_grpo_with_another_policys_log_probabilities(tmp_path: Path, loss_type: 
     options = {"temperature": temperature, "epsilon": 0.1, "epsilon_high": 0.25}
     trained, inputs = trl_grpo(tmp_path, rollouts, loss_type=loss_type, scale="group", **options)
     assert inputs["old_per_token_logps"].isfinite().all()
-    found = captured(build(), rollouts, grpo(loss_type, **options), tokenizer())
+    found = captured(build(), rollouts, grpo(loss_type, **options), byte_tokenizer())
     assert_equal(found, trained)
     objective = grpo(loss_type, temperature=temperature)
-    on_policy = captured(build(), drawn_rollouts(), objective, tokenizer())
+    on_policy = captured(build(), drawn_rollouts(), objective, byte_tokenizer())
     assert any(not torch.allclose(found[name], on_policy[name], rtol=1e-2) for name in found)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_truncated_completions_can_be_masked(tmp_path: Path, loss_type: str) -> None:
-    rollouts = ended(drawn_rollouts())
+    end = int(byte_tokenizer().eos_token_id)
+
+    def ended(item: Rollout) -> Rollout:
+        """The completion as it is, or ending in the end token where it is not truncated."""
+        ids = (*item.completion_ids[:-1], end)
+        return item if item.truncated else replace(item, completion_ids=ids)
+
+    drawn = drawn_rollouts()
+    groups = (replace(each, rollouts=tuple(map(ended, each.rollouts))) for each in drawn.groups)
+    rollouts = replace(drawn, groups=tuple(groups))
     trained, _ = trl_grpo(
         tmp_path, rollouts, loss_type=loss_type, scale="group", mask_truncated_completions=True
     )
     objective = grpo(loss_type, mask_truncated=True)
-    assert_equal(captured(build(), rollouts, objective, tokenizer()), trained)
-
-
-def ended(rollouts: RolloutSet) -> RolloutSet:
-    """The completions that are not truncated end in the end token."""
-    end = int(tokenizer().eos_token_id)
-
-    def whole(item: Rollout) -> Rollout:
-        ids = (*item.completion_ids[:-1], end)
-        return item if item.truncated else replace(item, completion_ids=ids)
-
-    groups = (
-        replace(group, rollouts=tuple(map(whole, group.rollouts))) for group in rollouts.groups
-    )
-    return RolloutSet(source=rollouts.source, groups=tuple(groups))
+    assert_equal(captured(build(), rollouts, objective, byte_tokenizer()), trained)
 
 
 def test_the_kl_penalty_has_no_gradient_at_the_start(tmp_path: Path) -> None:
@@ -346,24 +315,14 @@ def test_the_kl_penalty_has_no_gradient_at_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("capture", [{"batch_size": 1}, {"batch_size": 16, "padding_side": "left"}])
 def test_batches_change_nothing(capture: dict[str, Any]) -> None:
-    for examples, objective in everything():
-        one = captured(build(), examples, objective, tokenizer())
-        two = captured(build(), examples, objective, tokenizer(), **capture)
+    pairs = example_set(PAIRS, "rows", DataSettings(), ("preference",))
+    rollouts = with_old_log_probs(drawn_rollouts(old=True), build(), 1.0)
+    for examples, objective in (
+        (pairs, ObjectiveSettings(objective="dpo", loss_type="ipo")),
+        (rollouts, grpo("gspo")),
+    ):
+        one = captured(build(), examples, objective, byte_tokenizer())
+        two = captured(build(), examples, objective, byte_tokenizer(), **capture)
         for name, gradient in one.items():
             error = float((gradient - two[name]).norm() / gradient.norm())
             assert error < TOLERANCE, name
-
-
-def everything() -> Sequence[tuple[Any, ObjectiveSettings]]:
-    pairs = example_set(PAIRS, "rows", DataSettings(), ("preference",))
-    return [
-        (pairs, ObjectiveSettings(objective="dpo", loss_type="ipo")),
-        (with_old_log_probs(drawn_rollouts(old=True), build(), 1.0), grpo("gspo")),
-    ]
-
-
-def test_the_models_are_alike() -> None:
-    """What the comparisons stand on: two builds have the same weights, and no dropout."""
-    one, two = build(), build().train()
-    with torch.no_grad():
-        assert torch.equal(one(**token_batch()).logits, two(**token_batch()).logits)

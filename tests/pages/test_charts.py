@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from typing import Any
 
 import altair as alt
 import pytest
 import vl_convert
-from report_content import HOSTILE, content, hostile_report, joined
+from report_content import HOSTILE, content, hostile_report, joined, with_rows
 
 from hlscore.pages.charts import charts_of, heat_chart, poster
 from hlscore.pages.page import chart_data, html_text
 from hlscore.pages.palette import COLOURS
-from hlscore.pages.vega import VEGA_LITE_VERSION, Chart, paint, signed, whole
+from hlscore.pages.vega import VEGA_LITE_VERSION, paint, signed, whole
 
 
 def literals(value: Any) -> set[str]:
@@ -96,22 +95,6 @@ def test_the_chart_of_stability_holds_the_shares_of_the_plan() -> None:
     assert drawn == shares
 
 
-def heat_of(count: int, first: int = 0, **changes: Any) -> Chart | None:
-    """The heat map of a report whose rows from a place on are changed; `N` is their place."""
-    found = content(count)
-    lines = tuple(
-        replace(line, row=replace(line.row, **{
-            name: value.replace("N", str(at)) if isinstance(value, str) else value
-            for name, value in changes.items()
-        })) if at >= first else line
-        for at, line in enumerate(found.lines)
-    )  # fmt: skip
-    found = replace(found, lines=lines)
-    chart = heat_chart(found)
-    assert (chart is None) == ("there is no map" in html_text(found, "0"))
-    return chart
-
-
 def test_every_module_is_in_the_heat_map_or_named_beside_it() -> None:
     found = content(35)
     chart = charts_of(found)["heat"]
@@ -121,14 +104,17 @@ def test_every_module_is_in_the_heat_map_or_named_beside_it() -> None:
     assert sum(modules for _, modules in cells.values()) == 35
     for line in found.lines:
         assert cells[line.row.layer, signed(line.row.kind)][0] == int(line.full)
-    some = heat_of(35, first=30, layer=None)
+    some = heat_chart(with_rows(35, first=30, layer=None))
     assert some is not None
     assert "5 modules outside the layers" in some.caption
-    assert heat_of(35, layer=None) is None
+    nowhere = with_rows(35, layer=None)
+    assert heat_chart(nowhere) is None
+    assert "there is no map" in html_text(nowhere, "0")
+    assert "there is no map" not in html_text(found, "0")
 
 
 def test_single_experts_share_a_row() -> None:
-    experts = heat_of(100, block="mlp.experts.N", kind="up_proj", layer=0)
+    experts = heat_chart(with_rows(100, block="mlp.experts.N", kind="up_proj", layer=0))
     assert experts is not None
     assert experts.columns["kind"] == [signed("up_proj")]
     assert experts.columns["modules"] == [100]

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from report_content import content, joined, planned
+from report_content import content, joined, planned, with_rows
 from reports import report
 
 from hlscore.errors import UsageError
 from hlscore.pages import sentences
 from hlscore.pages.charts import charts_of
-from hlscore.pages.content import Content, join
+from hlscore.pages.content import join
 from hlscore.pages.page import html_text
 from hlscore.scores.registry import SCORES
 from hlscore.wording import memory
@@ -25,16 +25,6 @@ def quantile(values: list[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
-def with_rows(count: int, first: int = 0, **changes: Any) -> Content:
-    """A made-up report whose candidates from a place on are changed, joined with its plan."""
-    found = report(count)
-    rows = [
-        replace(row, **changes) if row.is_candidate and at >= first else row
-        for at, row in enumerate(found.rows)
-    ]
-    return joined(replace(found, rows=tuple(rows)))
 
 
 @pytest.mark.parametrize("score", ["hls", "rgn", "taylor"])
@@ -166,7 +156,7 @@ def test_plans_of_other_models_scores_and_ranks_are_refused(
     found = report(10)
     plan = planned(found)
     if "fingerprint" in changes:
-        print_ = plan.model.fingerprint.model_copy(update={"structure": "sha256:other"})
+        print_ = replace(plan.model.fingerprint, structure="sha256:other")
         changes |= {"fingerprint": print_}
     if part:
         plan = plan.model_copy(update={part: getattr(plan, part).model_copy(update=changes)})
@@ -203,22 +193,19 @@ def test_an_order_of_noise_is_called_noise_and_chance_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "said"),
+    ("settings", "said"),
     [
-        ("random", "No score selected these modules"),
-        ("all-full", "No score selected these modules"),
-        ("all-lora", "No module is trained in full"),
+        ({"baseline": "random"}, "No score selected these modules"),
+        ({"baseline": "all-full"}, "No score selected these modules"),
+        ({"baseline": "all-lora"}, "No module is trained in full"),
+        ({"budget": "1"}, "there was nothing to choose"),
     ],
+    ids=str,
 )
-def test_of_baselines_no_stability_is_told(baseline: str, said: str) -> None:
-    found = content(42, baseline=baseline)
+def test_where_no_score_chose_no_stability_is_told(settings: dict[str, Any], said: str) -> None:
+    found = content(42, **settings)
     for text in (sentences.certainty(found), sentences.stability_unknown(found)):
         assert said in text
         assert "resamples" not in text
-
-
-def test_where_everything_is_chosen_nothing_was_to_choose() -> None:
-    found = content(5, budget="1")
-    assert "nothing to choose" in sentences.certainty(found)
     assert "stability" not in charts_of(found)
     assert "budget ends" not in str(charts_of(found)["bars"].spec)

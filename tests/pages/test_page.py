@@ -16,7 +16,7 @@ from report_content import HOSTILE, Page, content, hostile_report, joined
 from reports import report
 
 from hlscore.pages.escaping import name, prose
-from hlscore.pages.page import breakable, html_text, markdown_text
+from hlscore.pages.page import html_text, markdown_text
 from hlscore.pages.vega import chart_script, inline, signed
 from hlscore.wording import measure
 
@@ -64,10 +64,6 @@ def test_hostile_names_stay_text(hostile: str) -> None:
     assert set(kinds) == {signed(name) for name in HOSTILE}
     for letter in ("\x07", "\u202e"):
         assert letter not in hostile
-
-
-def test_names_on_a_page_break_after_dots() -> None:
-    assert breakable("model.<b>.q_proj") == "model.<wbr>&lt;b&gt;.<wbr>q_proj"
 
 
 def test_a_script_cannot_end_itself() -> None:

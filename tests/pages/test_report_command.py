@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compared import save, save_plan
 from console import UNFINISHED, hlscore
 from report_content import Page
 from reports import report
+from shown import save, save_plan
 
 WITHOUT = """
 import sys

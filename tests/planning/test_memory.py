@@ -295,7 +295,7 @@ def test_activations_are_near_the_measured_ones(
     name: str, vocabulary: int | None, batch: int, length: int, gib: float
 ) -> None:
     model, _ = load_shape(ModelSettings(model=str(CONFIGS / name)))
-    sizes = dimensions(model)
+    sizes = dimensions(model, candidates_of(find_modules(model)))
     if vocabulary is not None:
         sizes = replace(sizes, vocab_size=vocabulary)
     memory = MemorySettings(train_batch=batch, train_length=length)

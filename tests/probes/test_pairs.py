@@ -12,12 +12,9 @@ from typing import Any
 import pytest
 import torch
 from console import chat
-from datasets import Dataset
-from families import FAMILIES
 from tokens import CHAT_TEMPLATE_WITHOUT_GENERATION, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOConfig, DPOTrainer
-from trl_runs import arguments, captured
+from trl_runs import build, captured, dpo_trainer
 
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_pairs, builtin_rows
 from hlscore.inputs.formats import example_set
@@ -99,18 +96,6 @@ def found(probes: ProbeSet) -> Counter[Any]:
     )
 
 
-def trl_rows(
-    folder: Path, rows: Rows, tokens: PreTrainedTokenizerBase, max_length: int | None = None
-) -> DPOTrainer:
-    return DPOTrainer(
-        model=FAMILIES["qwen3"].build(),
-        ref_model=FAMILIES["qwen3"].build(),
-        args=DPOConfig(**arguments(folder), max_length=max_length),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokens,
-    )
-
-
 @pytest.mark.parametrize(
     ("tokenizer", "shape"),
     [
@@ -129,7 +114,7 @@ def test_tokens_and_masks_are_those_of_trl(tmp_path: Path, shape: str, tokenizer
         "thinking": lambda: byte_tokenizer(chat_template=THINKING),
         "merges": lambda: load_model(ModelSettings(model="builtin:tiny")).tokenizer,
     }[tokenizer]()
-    trainer = trl_rows(tmp_path, FORMATS[shape], tokens)
+    trainer = dpo_trainer(tmp_path, FORMATS[shape], tokens)
     expected: Counter[Any] = Counter()
     for row in trainer.train_dataset:
         for key, side in (("chosen_ids", True), ("rejected_ids", False)):
@@ -145,8 +130,8 @@ def test_tokens_and_masks_are_those_of_trl(tmp_path: Path, shape: str, tokenizer
 
 @pytest.mark.parametrize("length", [11, 14, 21])
 def test_pairs_are_cut_as_in_trl(tmp_path: Path, length: int) -> None:
-    tokens, model = byte_tokenizer(), FAMILIES["qwen3"].build()
-    trainer = trl_rows(tmp_path, TEXT, tokens, max_length=length)
+    tokens, model = byte_tokenizer(), build()
+    trainer = dpo_trainer(tmp_path, TEXT, tokens, max_length=length)
     batch = trainer.data_collator(list(trainer.train_dataset))
     expected: Counter[Any] = Counter()
     count = len(trainer.train_dataset)
@@ -212,7 +197,7 @@ def places(probes: ProbeSet) -> dict[tuple[int, ...], list[tuple[int, int]]]:
 def test_no_pair_is_parted(groups: int) -> None:
     rows = letters(20)
     copies = [*rows, rows[3], rows[3], rows[11]]
-    tokens, model = byte_tokenizer(), FAMILIES["qwen3"].build()
+    tokens, model = byte_tokenizer(), build()
     probes = pairs_of(copies, tokens, model, groups=groups)
     where = places(probes)
     expected = [[0] * len(half) for half in probes.halves]
@@ -263,7 +248,7 @@ def test_no_prompt_is_in_both_halves(loss_type: str) -> None:
     again = replace(drawn.groups[5], name="5 again")
     more = [replace(group, name=f"{group.name} more") for group in rollouts(13, seed=1).groups[::4]]
     twice = RolloutSet(source="drawn", groups=(*drawn.groups, again, *more))
-    model = FAMILIES["qwen3"].build()
+    model = build()
     probes = encode(
         twice, byte_tokenizer(), model, objective=policy(loss_type), max_length=None, groups=3,
         seed=0,
@@ -296,9 +281,7 @@ def log_prob(model: PreTrainedModel, prompt: Sequence[int], completion: Sequence
 def assert_mean(loss: torch.Tensor, model: PreTrainedModel, examples: Any, how: Any) -> None:
     """The gradient of a plain loss is the mean of both halves, each by its count."""
     loss.backward()
-    for name, gradient in captured(
-        FAMILIES["qwen3"].build().float(), examples, how, byte_tokenizer()
-    ).items():
+    for name, gradient in captured(build(), examples, how, byte_tokenizer()).items():
         expected = model.get_parameter(name).grad
         assert expected is not None
         assert float(expected.norm()) > 0
@@ -307,7 +290,7 @@ def assert_mean(loss: torch.Tensor, model: PreTrainedModel, examples: Any, how: 
 
 
 def test_pairs_have_the_mean_of_all() -> None:
-    model, rows = FAMILIES["qwen3"].build().float().eval(), letters(7)
+    model, rows = build().eval(), letters(7)
     total = torch.tensor(0.0)
     for row in rows:
         chosen, rejected = (
@@ -321,7 +304,7 @@ def test_pairs_have_the_mean_of_all() -> None:
 
 
 def test_rollouts_have_the_mean_of_all() -> None:
-    model = FAMILIES["qwen3"].build().float().eval()
+    model = build().eval()
     drawn = rollouts(5, silent=2)
     total, tokens = torch.tensor(0.0), 0
     for group in drawn.groups:

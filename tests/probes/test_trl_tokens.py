@@ -358,7 +358,7 @@ def test_a_validation_says_that_its_mask_is_another() -> None:
     [
         ("tools", "[", "not a list of tools"),
         ("tools", "{}", "not a list of tools"),
-        ("chat_template_kwargs", "x", "str, not an object"),
+        ("chat_template_kwargs", "x", "is a string, not an object"),
     ],
 )
 def test_faulty_arguments_of_the_template(column: str, value: object, words: str) -> None:

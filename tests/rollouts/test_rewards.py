@@ -116,7 +116,7 @@ def test_functions(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("short", "returned 1 rewards for 2 completions."),
+        ("short", "returned 1 reward for 2 completions."),
         ("nan", "returned nan for completion 1."),
         ("text", "returned a str for completion 0, not a number."),
         ("nothing", "returned a NoneType, not a list."),
@@ -140,7 +140,7 @@ def test_functions_that_fail(mine: Path, name: str, message: str) -> None:
 @pytest.mark.parametrize("name", ["loops", "loops_in_c"])
 def test_functions_that_hang(mine: Path, name: str) -> None:
     with RewardProcess([f"mine:{name}", "mine:process"], timeout=0.5) as process:
-        with pytest.raises(RewardError, match=r"longer than 0\.5 s for 1 completions") as caught:
+        with pytest.raises(RewardError, match=r"longer than 0\.5 s for 1 completion") as caught:
             process.judge(batch("a"))
         assert "--reward-timeout" in caught.value.hint
 

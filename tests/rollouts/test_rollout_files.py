@@ -167,13 +167,17 @@ def test_messages_end_where_the_model_would_stop(tmp_path: Path) -> None:
     rows = [
         row | {"reward": 1.0, "finish_reason": "stop"},
         row | {"reward": 0.0, "finish_reason": "length"},
+        row | {"reward": 0.0, "completion": "yes"},  # as text it ends like a message
     ]
     template = CHAT_TEMPLATE_WITH_GENERATION.replace("'<|end|>'", "'<|end|>\\n'")
     tokens = byte_tokenizer(chat_template=template)
     run = settings(write_rows(tmp_path / "rollouts.jsonl", rows))
-    stopped, cut = everything(rollouts_from(read_probes(run), tokens, other, samples=0, seed=0))
-    assert (stopped.completion_ids, stopped.truncated) == ((*b"yes", END), False)
-    assert (cut.completion_ids, cut.truncated) == ((*b"yes",), True)  # the end was never sampled
+    found = everything(rollouts_from(read_probes(run), tokens, other, samples=0, seed=0))
+    assert [(item.completion_ids, item.truncated) for item in found] == [
+        ((*b"yes", END), False),
+        ((*b"yes",), True),  # the end was never sampled
+        ((*b"yes", END), False),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ def sample(
     judge: Judge | list[Any] = zeros,
     seed: int = 0,
     journal: RolloutJournal | None = None,
-    resume: bool = False,
     progress: Silent | None = None,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     **options: Any,
@@ -64,7 +63,7 @@ def sample(
     rewards = RewardProcess(judge if isinstance(judge, list) else [judge])
     return sample_completions(
         model, tokenizer, examples, settings(**options), rewards,
-        progress or Silent(), seed=seed, processes=processes, journal=journal, resume=resume,
+        progress or Silent(), seed=seed, processes=processes, journal=journal,
     )  # fmt: skip
 
 
@@ -378,7 +377,7 @@ def test_what_is_stored_is_not_sampled_again(tiny: Any, tmp_path: Path, batch: i
         run(journal=journal, progress=Stop(1))
     stored = journal.load()
     assert len(stored) == (4 if batch == 8 else 2)
-    assert run(journal=journal, resume=True) == expected
+    assert run(journal=journal) == expected
     assert len(calls) == counted
     assert list(dict.fromkeys(calls)) == [row["prompt"] for row in ROWS]
 
@@ -391,7 +390,7 @@ def test_a_journal_cut_anywhere_goes_on(tiny: Any, tmp_path: Path, left: int) ->
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[: min(left, len(whole))])
-    assert run(journal=journal, resume=True) == expected
+    assert run(journal=journal) == expected
     assert list(journal.load().values()) == list(expected.groups)
 
 

@@ -125,6 +125,10 @@ def test_the_file_has_every_figure_and_the_verdict_stands_first(desk: Path, trie
         for tried_rates in arm["rate_factors"]:
             assert (tried_rates["full_factor"] is None) == (name in ("lora", "matched"))
             assert (tried_rates["lora_factor"] is None) == (name == "full")
+        best = min(arm["rate_factors"], key=lambda item: item["tuning_loss"])
+        for group, suggested in (("full", 2e-5), ("lora", 2e-4)):
+            factor, rate = best[f"{group}_factor"], arm["learning_rates"][group]
+            assert rate == (None if factor is None else pytest.approx(factor * suggested))
         assert arm["memory_bytes"] > 0
     losses = {name: arm["loss"]["value"] for name, arm in content["arms"].items()}
     ahead = content["arms"]["plan"]["better_than"]["matched"]["value"]
@@ -152,12 +156,20 @@ def test_the_file_has_every_figure_and_the_verdict_stands_first(desk: Path, trie
     assert not [line for line in found.err.splitlines() if "Warning" in line]
 
 
-def test_the_last_command_makes_the_lora_of_equal_size(
+def test_the_next_commands_export_the_plan_and_make_the_lora_of_equal_size(
     desk: Path, tried: Tried, tmp_path: Path
 ) -> None:
     found, content = tried
-    name, *command = shlex.split(found.out.splitlines()[-1])
-    assert (name, command[-2:]) == ("hlscore", ["-o", "lora.json"])
+    commands = [shlex.split(line) for line in found.out.splitlines() if "  hlscore " in line]
+    export = next(words for words in commands if words[1] == "export")
+    rates = content["arms"]["plan"]["learning_rates"]
+    assert export[-4:] == ["--full-lr", f"{rates['full']:.3g}", "--lora-lr", f"{rates['lora']:.3g}"]
+    place = export.index("-o") + 1
+    ran = hlscore(*export[1:place], tmp_path / "hybrid", *export[place + 1 :])
+    assert ran.code == 0, ran.err
+
+    command = next(words for words in commands if words[1] == "plan")[1:]
+    assert command[-2:] == ["-o", "lora.json"]
     ran = hlscore(*command[:-1], tmp_path / "lora.json")
     assert ran.code == 0, ran.err
     trained = read_plan(tmp_path / "lora.json").totals.trained_params
@@ -168,16 +180,26 @@ def test_the_last_command_makes_the_lora_of_equal_size(
     options = ("--budget", "6k", "--ranks", "1,2,4", "--value-power", "0.5")
     assert hlscore("plan", scores, *options, "-o", path).code == 0
 
-    def last_line() -> str:
+    def printed_commands() -> list[str]:
         printed = io.StringIO()
         console = Terminal(file=printed, width=200)
         print_validation(content, tmp_path / "x.json", read_plan(path), path, console=console)
-        return printed.getvalue().splitlines()[-1].strip()
+        lines = printed.getvalue().splitlines()
+        return [line.strip() for line in lines if line.startswith("  hlscore ")]
 
-    assert last_line() == f"hlscore show {path}"
+    assert [line.split()[1] for line in printed_commands()] == ["export"]
     shutil.copy(scores, tmp_path)
     asked = f"hlscore plan {tmp_path / 'scores.parquet'} {shlex.join(options)}"
-    assert last_line() == f"{asked} --baseline lora-matched -o lora.json"
+    assert f"{asked} --baseline lora-matched -o lora.json" in printed_commands()
+
+
+def test_a_loss_that_rounds_to_the_same_is_no_change(desk: Path, tried: Tried) -> None:
+    content, path, printed = tried[1], desk / "scores" / "plan.json", io.StringIO()
+    loss = content["arms"]["plan"]["curve"]["mean"][-1]
+    console = Terminal(file=printed, width=200)
+    same = content | {"untrained_loss": loss}
+    print_validation(same, path, read_plan(path), path, console=console)
+    assert f"{loss:.4f}, no change" in printed.getvalue()
 
 
 def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:

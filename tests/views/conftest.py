@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from report_content import planned
-from shown import mixed_report, write
+from shown import mixed_report, save
 
 from hlscore.artifacts.plan_file import write_plan
 
 
 @pytest.fixture(scope="session")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(mixed_report(), tmp_path_factory.mktemp("show") / "scores.parquet")
+    return save(mixed_report(), tmp_path_factory.mktemp("show") / "scores.parquet")
 
 
 @pytest.fixture(scope="session")

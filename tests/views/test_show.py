@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from console import hlscore
-from report_content import planned
 from reports import report
 from shown import (
     Row,
@@ -21,16 +20,15 @@ from shown import (
     mixed_report,
     modules,
     number,
+    printed,
     read_modules,
     read_rows,
-    show,
-    show_json,
+    save,
     table,
-    write,
+    told,
 )
 
 from hlscore.artifacts import selection
-from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.report import read_report
 
 RISING = ("place", "rank", "module", "layer", "kind", "block", "status")
@@ -70,13 +68,13 @@ def test_filters(scores: Path, plan: Path, where: str, options: str, passes: Pas
             continue
         found = [row for row in rows if passes(row)]
         wanted = [row["module"] for row in found]
-        printed = show_json(path, *options.split(), "--sort", "place")
-        assert modules(printed) == wanted
+        shown = told("show", path, *options.split(), "--sort", "place")
+        assert modules(shown) == wanted
         counts = (kind, len(rows), len(wanted))
-        assert (printed["artifact"], printed["modules"], printed["matching"]) == counts
+        assert (shown["artifact"], shown["modules"], shown["matching"]) == counts
         if path == plan:
-            assert printed["rows"] == found
-        out = show(path, *options.split(), "--sort", "place", "--top", "all")
+            assert shown["rows"] == found
+        out = printed("show", path, *options.split(), "--sort", "place", "--top", "all")
         if wanted:
             assert [cells[1] for cells in table(out)] == wanted
             part = f"\n{len(wanted)} of {len(rows)} modules\n"
@@ -90,10 +88,10 @@ def test_json_holds_every_column_but_the_resamples(scores: Path) -> None:
         {name: value for name, value in row.items() if not name.endswith("_replicates")}
         for row in read_rows(scores)
     ]
-    printed = show_json(scores, "--sort", "place")
-    assert printed["rows"] == wanted
-    assert list(printed["rows"][0]) == list(wanted[0])
-    assert (printed["model"], printed["file"]) == ("org/model", str(scores))
+    shown = told("show", scores, "--sort", "place")
+    assert shown["rows"] == wanted
+    assert list(shown["rows"][0]) == list(wanted[0])
+    assert (shown["model"], shown["file"]) == ("org/model", str(scores))
 
 
 def report_columns(path: Path) -> list[str]:
@@ -114,9 +112,9 @@ def test_every_column_of_a_report_orders_it(scores: Path) -> None:
             wanted = in_order(rows, RENAMED.get(name, name), falling=falling)
             ordered = selection.ordered(by_place, column, reverse=reverse)
             assert [row.module for row in ordered] == [row["module"] for row in wanted], name
-    printed = show_json(scores, "--sort", "hls", "--reverse")
-    assert modules(printed) == [row["module"] for row in in_order(rows, "hls", falling=False)]
-    assert printed["sort"] == "hls"
+    shown = told("show", scores, "--sort", "hls", "--reverse")
+    assert modules(shown) == [row["module"] for row in in_order(rows, "hls", falling=False)]
+    assert shown["sort"] == "hls"
 
 
 def test_every_column_of_a_plan_orders_it(plan: Path) -> None:
@@ -129,7 +127,7 @@ def test_every_column_of_a_plan_orders_it(plan: Path) -> None:
     for name, field in (rising | falling).items():
         for reverse in ([], ["--reverse"]) if name == "hls" else ([],):
             wanted = in_order(rows, field, falling=(name in falling) != bool(reverse))
-            assert show_json(plan, "--sort", name, *reverse)["rows"] == wanted, (name, reverse)
+            assert told("show", plan, "--sort", name, *reverse)["rows"] == wanted, (name, reverse)
 
 
 def test_unknown_columns_are_refused_with_those_there_are(scores: Path, plan: Path) -> None:
@@ -150,10 +148,10 @@ def test_unknown_columns_are_refused_with_those_there_are(scores: Path, plan: Pa
 def test_top_cuts_the_table_and_the_json(scores: Path, top: str) -> None:
     rows = read_rows(scores)
     number = len(rows) if top in ("0", "all") else min(int(top), len(rows))
-    printed = show_json(scores, "--sort", "place", "--top", top)
-    assert modules(printed) == [row["module"] for row in rows[:number]]
-    assert printed["matching"] == len(rows)
-    out = show(scores, "--sort", "place", "--top", top)
+    shown = told("show", scores, "--sort", "place", "--top", top)
+    assert modules(shown) == [row["module"] for row in rows[:number]]
+    assert shown["matching"] == len(rows)
+    out = printed("show", scores, "--sort", "place", "--top", top)
     assert len(table(out)) == number
     rest = re.findall(r"\.\.\. (\d+) more modules?\n", out)
     assert rest == ([] if number == 31 else [str(31 - number)])
@@ -163,7 +161,8 @@ def test_top_cuts_the_table_and_the_json(scores: Path, top: str) -> None:
 def test_the_table_says_what_the_file_says(scores: Path, score: str) -> None:
     resamples = {"hls": "hls_replicates", "tail": "tail_replicates",
                  "grad_norm": "grad_norm_replicates"}.get(score)  # fmt: skip
-    out = show(scores, "--sort", score, "--columns", "stable_rank, matrices_reached", "--top", "0")
+    columns = "stable_rank, matrices_reached"
+    out = printed("show", scores, "--sort", score, "--columns", columns, "--top", "0")
     header = next(line for line in out.split("\n") if line.startswith(" # "))
     names = ["#", "module", score, "±", "se", *(["chosen", "in"] if score == "hls" else []),
              "out", "x", "in", "stable_rank", "matrices_reached"]  # fmt: skip
@@ -204,7 +203,7 @@ def test_the_heat_map_shades_the_square_root(scores: Path, plan: Path) -> None:
         (plan, "hls", "score"),
     ):
         rows = read_rows(path) if path == scores else read_modules(path)
-        out = show(path, "--sort", score)
+        out = printed("show", path, "--sort", score)
         drawn = heat_map(out)
         ruler = drawn.pop("layer")
         placed = [row for row in rows if row["layer"] is not None]
@@ -223,9 +222,9 @@ def test_the_heat_map_shades_the_square_root(scores: Path, plan: Path) -> None:
 
 
 REFUSED = [
-    ("scores", "--mode full", "--mode is for a plan.json, not for scores."),
-    ("plan", "--status scored", "--status is for a scores.parquet, not a plan."),
-    ("plan", "--columns tail", "--columns is for a scores.parquet, not a plan."),
+    ("scores", "--mode full", "--mode is for a plan.json, not for scores.\n  try: --status"),
+    ("plan", "--status scored", "--status is for a scores.parquet, not a plan.\n  try: --mode"),
+    ("plan", "--columns tail", "--columns is for a scores.parquet, not a plan.\n  try: --json"),
     ("scores", "--columns tail --json", "--columns is for tables; --json prints every column."),
     *(("both", f"-m 0.mlp.up_proj {option}",
        f"{option.split()[0]} is for tables; --module shows one module.")
@@ -254,66 +253,47 @@ def test_options_that_make_no_sense_are_refused(
 
 
 def test_no_module(tmp_path: Path) -> None:
-    path = write(replace(report(0), rows=()), tmp_path / "scores.parquet")
-    assert show(path).endswith("\nIt holds no modules.\n")
-    assert show_json(path)["rows"] == []
-    only_skipped = write(report(0), path)
-    assert [cells[1] for cells in table(show(only_skipped))] == ["lm_head"]
-    assert "rising" not in show(only_skipped)
+    path = save(replace(report(0), rows=()), tmp_path / "scores.parquet")
+    assert printed("show", path).endswith("\nIt holds no modules.\n")
+    assert told("show", path)["rows"] == []
+    only_skipped = save(report(0), path)
+    assert [cells[1] for cells in table(printed("show", only_skipped))] == ["lm_head"]
+    assert "rising" not in printed("show", only_skipped)
 
 
 def test_a_score_that_this_version_does_not_know(tmp_path: Path) -> None:
     found = mixed_report()
-    path = write(replace(found, run=replace(found.run, score="gone")), tmp_path / "scores.parquet")
+    path = save(replace(found, run=replace(found.run, score="gone")), tmp_path / "scores.parquet")
     refused = hlscore("show", path)
     assert refused.code == 3
     assert "ordered by 'gone', which this hlscore does not know" in refused.message
-    assert table(show(path, "--sort", "tail"))
-    assert "1 of 30 by gone" in show(path, "--module", found.candidates[0].module)
-
-
-def _damaged(folder: Path) -> dict[str, Path]:
-    """Files that are neither a plan nor a report, by what they are."""
-    good = write(report(8), folder / "good.parquet").read_bytes()
-    plan = folder / "good.json"
-    write_plan(planned(report(12)), plan)
-    contents = {
-        "text": b"hello\nthere\n",
-        "empty": b"",
-        "random": bytes((7 * place * place + 13) % 256 for place in range(4000)),
-        "head": good[: len(good) // 2],
-        "magic": b"PAR1",
-        "hole": good[:4] + b"\0" * (len(good) - 8) + good[-4:],
-        "torn plan": plan.read_bytes()[:900],
-        "list": b"[]",
-        "object": b'{"schema_version": 1}',
-        "newer": b'{"schema_version": 99}',
-        "csv": b"a,b\n1,2\n",
-        "deep": b"[" * 100_000,
-    }
-    paths = {name: folder / name for name in contents}
-    for name, path in paths.items():
-        path.write_bytes(contents[name])
-    paths |= {"missing": folder / "no such file", "directory": folder / "directory"}
-    paths["directory"].mkdir()
-    paths["foreign"] = folder / "foreign"
-    pq.write_table(pa.table({"a": [1, 2]}), paths["foreign"])
-    return paths
+    assert table(printed("show", path, "--sort", "tail"))
+    assert "1 of 30 by gone" in printed("show", path, "--module", found.candidates[0].module)
 
 
 def test_files_that_are_none_of_ours_give_one_clear_line(tmp_path: Path) -> None:
-    said = {
-        "missing": "There is no file",
-        "directory": "is a directory",
-        "foreign": "was not written by hlscore",
-        "newer": "has plan schema 99; this hlscore reads 1",
-        **dict.fromkeys(("head", "magic", "hole"), "is not a Parquet file"),
-    }
-    for name, path in _damaged(tmp_path).items():
+    good = save(report(8), tmp_path / "good.parquet").read_bytes()
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "foreign")
+    (tmp_path / "directory").mkdir()
+    for name, content, said in (
+        ("missing", None, "There is no file"),
+        ("directory", None, "is a directory"),
+        ("foreign", None, "was not written by hlscore"),
+        ("newer", b'{"schema_version": 99}', "has plan schema 99; this hlscore reads 1"),
+        ("half", good[: len(good) // 2], "is not a Parquet file"),
+        ("start", b"PAR1", "is not a Parquet file"),
+        ("hole", good[:4] + b"\0" * (len(good) - 8) + good[-4:], "is not a Parquet file"),
+        ("empty", b"", "is not a plan"),
+        ("random", bytes((7 * at * at + 13) % 256 for at in range(4000)), "is not a plan"),
+        ("deep", b"[" * 100_000, "is not a plan"),
+    ):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
         for options in ([], ["--json"], ["--module", "q_proj"], ["--mode", "full"]):
             found = hlscore("show", path, *options)
             assert found.code == 3, name
             line = found.message.splitlines()[0]
             assert str(path) in line
-            assert said.get(name, "is not a plan") in line, line
+            assert said in line, line
             assert len(line) < len(str(path)) + 200

@@ -11,7 +11,7 @@ import pytest
 from console import hlscore
 from report_content import planned
 from reports import report
-from shown import Row, number, read_modules, read_rows, renamed, same_score, show, show_json, write
+from shown import Row, number, printed, read_modules, read_rows, renamed, same_score, save, told
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
@@ -31,15 +31,15 @@ def lines_after(out: str, heading: str) -> list[str]:
 def test_a_full_name_or_an_end_that_no_other_has(scores: Path, plan: Path, tmp_path: Path) -> None:
     for path in (scores, plan):
         for name in (DOWN, "0.mlp.down_proj", "layers.0.mlp.down_proj"):
-            assert show_json(path, "--module", name)["module"]["module"] == DOWN
-            out = show(path, "-m", name)
+            assert told("show", path, "--module", name)["module"]["module"] == DOWN
+            out = printed("show", path, "-m", name)
             assert out.startswith(f"{DOWN}\nlayer 0 · linear 64 x 48 · 3,072 param")
     found = hlscore("show", plan, "--module", "lm_head")
     assert found.code == 2
     assert "The plan skips 'lm_head': output head: ranked with --head." in found.message
-    path = write(renamed(report(3), ["proj", "a.proj", "a.b.proj"]), tmp_path / "scores.parquet")
-    assert show_json(path, "-m", "proj")["module"]["module"] == "proj"
-    assert show_json(path, "-m", "b.proj")["module"]["module"] == "a.b.proj"
+    path = save(renamed(report(3), ["proj", "a.proj", "a.b.proj"]), tmp_path / "scores.parquet")
+    assert told("show", path, "-m", "proj")["module"]["module"] == "proj"
+    assert told("show", path, "-m", "b.proj")["module"]["module"] == "a.b.proj"
     assert hlscore("show", path, "-m", "roj").code == 2
 
 
@@ -51,7 +51,7 @@ def test_an_end_of_several_names_is_refused_with_them(scores: Path, plan: Path) 
         line = found.message.splitlines()[0]
         assert line.startswith("error: 'mlp.down_proj' is the end of 4 names: ")
         assert sorted(re.findall(r"model\.[\w.]*\w", line)) == names
-        one = show_json(path, "--module", "mlp.down_proj", "--layer", "2")
+        one = told("show", path, "--module", "mlp.down_proj", "--layer", "2")
         assert one["module"]["module"] == names[2]
 
 
@@ -75,14 +75,14 @@ def test_an_unknown_name_is_refused_with_near_ones(plan: Path, name: str, near: 
 
 def test_json_of_every_row(scores: Path) -> None:
     for row in read_rows(scores)[::4]:
-        printed = show_json(scores, "--module", row["module"])
-        assert printed["module"].items() <= row.items()
-        assert (printed["artifact"], printed["rank"], printed["file"]) == ("report", 4, str(scores))
+        shown = told("show", scores, "--module", row["module"])
+        assert shown["module"].items() <= row.items()
+        assert (shown["artifact"], shown["rank"], shown["file"]) == ("report", 4, str(scores))
         wanted = _resamples(row)
-        assert printed["intervals"].keys() == wanted.keys()
+        assert shown["intervals"].keys() == wanted.keys()
         for name, values in wanted.items():
             ends = np.quantile(values, [0.025, 0.975])
-            np.testing.assert_allclose(printed["intervals"][name], ends, rtol=1e-12)
+            np.testing.assert_allclose(shown["intervals"][name], ends, rtol=1e-12)
 
 
 def _resamples(row: Row) -> dict[str, list[float]]:
@@ -96,14 +96,14 @@ def _resamples(row: Row) -> dict[str, list[float]]:
 def test_the_scores_of_every_row(scores: Path) -> None:
     rows = read_rows(scores)
     for row in rows[::2]:
-        out = show(scores, "--module", row["module"])
+        out = printed("show", scores, "--module", row["module"])
         if row["status"] == "skipped":
             assert "95 % interval" not in out
             assert f"\nstatus   skipped: {row['reason']}\n" in out
             continue
-        printed = {line.split()[0]: line.split() for line in lines_after(out, "score ")}
-        assert list(printed) == list(SCORES)
-        for name, cells in printed.items():
+        shown = {line.split()[0]: line.split() for line in lines_after(out, "score ")}
+        assert list(shown) == list(SCORES)
+        for name, cells in shown.items():
             values = _resamples(row).get(name)
             above = sum(other[name] is not None and row[name] is not None
                         and other[name] > row[name] for other in rows)  # fmt: skip
@@ -117,21 +117,22 @@ def test_the_scores_of_every_row(scores: Path) -> None:
 
 def test_the_printed_curves_are_those_of_the_row(scores: Path) -> None:
     row = next(row for row in read_rows(scores) if row["module"] == DOWN)
-    printed = [line.split() for line in lines_after(show(scores, "--module", DOWN), "rank ")]
-    assert [int(cells[0]) for cells in printed] == list(row["curve_ranks"])
-    for place, cells in enumerate(printed):
+    out = printed("show", scores, "--module", DOWN)
+    shown = [line.split() for line in lines_after(out, "rank ")]
+    assert [int(cells[0]) for cells in shown] == list(row["curve_ranks"])
+    for place, cells in enumerate(shown):
         tail, share = row["tail_curve"][place], row["tail_curve"][place] / row["tail_curve"][0]
         assert cells[1:4] == [number(tail), f"{100 * share:.3g}", "%"]
         assert number(row["hls_curve"][place]) in cells[4:]
-    (against,) = (cells for cells in printed if cells[-2:] == ["compared", "against"])
+    (against,) = (cells for cells in shown if cells[-2:] == ["compared", "against"])
     assert against[0] == "4"
 
 
 def test_a_module_of_nothing_but_zeros_and_nulls(tmp_path: Path) -> None:
     found = same_score(report(3), None)
     silent = found.rows[1].changed(tail_curve=(0.0,) * 5, hls_curve=(-1.0, -2.0, 0.0, 0.0, 0.0))
-    path = write(replace(found, rows=(found.rows[0], silent)), tmp_path / "scores.parquet")
-    out = show(path, "-m", silent.module)
+    path = save(replace(found, rows=(found.rows[0], silent)), tmp_path / "scores.parquet")
+    out = printed("show", path, "-m", silent.module)
     assert "\ntail ·····  rank 0 to 16\nhls  ·····  rank 0 to 16\n" in out
     assert "%" not in "".join(line[:24] for line in lines_after(out, "rank "))
     assert all(line.split()[1] == "-" for line in lines_after(out, "score "))
@@ -140,7 +141,7 @@ def test_a_module_of_nothing_but_zeros_and_nulls(tmp_path: Path) -> None:
 def test_every_module_of_a_plan(plan: Path) -> None:
     total = sum(row["trained_params"] for row in read_modules(plan))
     for row in read_modules(plan)[::3]:
-        out = show(plan, "--module", row["module"])
+        out = printed("show", plan, "--module", row["module"])
         share = f"{100 * row['trained_params'] / total:.3g} % of all trained parameters"
         lora = f"LoRA {row['rank']}"
         how = f"{lora}, alpha {row['alpha']}" if row["mode"] == "lora" else row["mode"]
@@ -148,11 +149,11 @@ def test_every_module_of_a_plan(plan: Path) -> None:
         assert share in out
         place = f"{row['position']} of 30 by hls, which is {number(row['score'])} ("
         assert f"\nplace    {place}" in out
-        printed = show_json(plan, "--module", row["module"])
-        assert printed["module"] == row
+        shown = told("show", plan, "--module", row["module"])
+        assert shown["module"] == row
         sides = row["out_features"] + row["in_features"]
         ranks = {4, row["rank"] or 4}
-        assert {(way["mode"], way["rank"]): way["params"] for way in printed["costs"]} == {
+        assert {(way["mode"], way["rank"]): way["params"] for way in shown["costs"]} == {
             ("frozen", None): 0,
             **{("lora", rank): row["matrices"] * rank * sides for rank in ranks},
             ("full", None): row["params"],
@@ -172,7 +173,7 @@ def test_costs_are_what_a_plan_with_the_other_mode_costs(tmp_path: Path) -> None
     path = tmp_path / "plan.json"
     write_plan(made("full"), path)
     costs = {(way["mode"], way["rank"]): way["bytes"] for way in
-             show_json(path, "--module", DOWN)["costs"]}  # fmt: skip
+             told("show", path, "--module", DOWN)["costs"]}  # fmt: skip
     nothing = made("frozen").memory.total_bytes
     assert costs[("frozen", None)] == 0
     for mode, way in (("full", ("full", None)), ("lora", ("lora", 4))):

@@ -14,7 +14,7 @@ import pytest
 from console import hlscore
 from report_content import HOSTILE, planned
 from reports import report
-from shown import commands, renamed, show, show_json, table, unstyled, write
+from shown import commands, printed, renamed, save, table, told, unstyled
 
 from hlscore.artifacts.plan_file import write_plan
 
@@ -39,7 +39,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("show")
     found = renamed(report(len(NAMES) + 2), NAMES)
     write_plan(planned(found), folder / "plan.json")
-    return write(found, folder / "scores.parquet"), folder / "plan.json"
+    return save(found, folder / "scores.parquet"), folder / "plan.json"
 
 
 def colours(text: str) -> set[int]:
@@ -54,19 +54,19 @@ def test_names_are_printed_as_they_are_with_and_without_colour(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     for path in hostile:
-        every = show(path, "--top", "all")
+        every = printed("show", path, "--top", "all")
         for name in NAMES:
             assert re.search(rf"^ *(-|\d+) {re.escape(name)} ", every, re.MULTILINE), name
         for options in (["--top", "all"], ["--module", NAMES[0]]):
-            plain = show(path, *options)
+            plain = printed("show", path, *options)
             with monkeypatch.context() as patch:
                 for name in ("NO_COLOR", "COLORTERM"):
                     patch.delenv(name, raising=False)
                 patch.setenv("FORCE_COLOR", "1")
                 patch.setenv("TERM", "xterm-256color")
-                coloured = show(path, *options)
+                coloured = printed("show", path, *options)
                 patch.setenv("NO_COLOR", "1")
-                uncoloured = show(path, *options)
+                uncoloured = printed("show", path, *options)
             assert colours(coloured)
             assert not colours(uncoloured)
             assert "\x1b" not in plain
@@ -75,14 +75,14 @@ def test_names_are_printed_as_they_are_with_and_without_colour(
 
 def test_commands_hold_for_a_shell(tmp_path: Path) -> None:
     for name in NAMES[len(HOSTILE) - 4 :: 3]:
-        path = write(renamed(report(12), [name]), tmp_path / "it's.parquet")
-        first = commands(show(path))[0]
+        path = save(renamed(report(12), [name]), tmp_path / "it's.parquet")
+        first = commands(printed("show", path))[0]
         assert hlscore(*shlex.split(first)[1:]).out.startswith(f"{name}\n")
 
 
 @pytest.mark.parametrize("text", STEERING)
 def test_names_that_would_steer_the_terminal_are_refused(tmp_path: Path, text: str) -> None:
-    scores = write(renamed(report(12), [text]), tmp_path / "scores.parquet")
+    scores = save(renamed(report(12), [text]), tmp_path / "scores.parquet")
     document = json.loads(planned(report(12)).model_dump_json())
     plans = []
     for number, change in enumerate((
@@ -108,10 +108,10 @@ def test_a_path_that_would_steer_the_terminal(tmp_path: Path) -> None:
     for name in ("a\x1b[31m.json", "a\nb.json"):
         path = tmp_path / name
         write_plan(planned(report(12)), path)
-        out = show(path)
+        out = printed("show", path)
         assert "\x1b" not in out
         assert len(commands(out)) == 2
-        assert show_json(path)["file"] == str(path)
+        assert told("show", path)["file"] == str(path)
 
 
 @pytest.mark.parametrize("width", [20, 80])
@@ -120,13 +120,13 @@ def test_nothing_is_cut_at_any_width(
 ) -> None:
     for path in (scores, plan):
         monkeypatch.setenv("COLUMNS", "300")
-        wide = show(path, "--top", "all")
-        one = show(path, "--module", "0.mlp.down_proj")
+        wide = printed("show", path, "--top", "all")
+        one = printed("show", path, "--module", "0.mlp.down_proj")
         monkeypatch.setenv("COLUMNS", str(width))
-        out = show(path, "--top", "all")
+        out = printed("show", path, "--top", "all")
         assert "…" not in out
         assert table(out) == table(wide)
-        assert show(path, "--module", "0.mlp.down_proj") == one
+        assert printed("show", path, "--module", "0.mlp.down_proj") == one
         assert out.split()[-20:] == wide.split()[-20:]
 
 

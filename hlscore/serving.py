@@ -1,28 +1,44 @@
-"""One plain LoRA adapter out of a hybrid one: what inference engines load.
+"""What a trained adapter becomes for serving: one plain LoRA adapter, or one merged model.
 
-Engines take LoRA of one rank on linear layers and reject modules trained in full, DoRA and
-biases. vLLM (`vllm/lora/peft_helper.py`) also ignores ranks and alphas by pattern and scales all
-modules alike, so every module is written with one rank, padded with zeros, and a scale of 1.
+Inference engines take LoRA of one rank on linear layers and reject modules trained in full, DoRA
+and biases. vLLM (`vllm/lora/peft_helper.py`) also ignores ranks and alphas by pattern and scales
+all modules alike, so every module is written with one rank, padded with zeros, and a scale of 1.
+
+To merge, no model is loaded: each file of the base is written again, unchanged tensors byte by
+byte, changed ones a few rows at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
-from hlscore.inputs.hub import ADAPTER_PREFIX
-from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.hub import ADAPTER_PREFIX, read_json
+from hlscore.inputs.tensor_files import DTYPES, INDEX_FILE, NewTensor, StoredTensor, write_tensors
 from hlscore.inputs.trained import Adapter, LowRank
+from hlscore.inputs.weights import tied_names
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PART_NUMBERS = 1 << 20
 _FORMS = ("linear", "conv1d", "embedding")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
+# Of the training's own files these replace those of the base: it may have added tokens.
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt",
+)  # fmt: skip
+
+Writer = str | Callable[[Path], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +64,6 @@ class PlainAdapter:
 
 def plain_adapter(
     adapter: Adapter,
-    base: StoredWeights,
     *,
     max_rank: int,
     max_error: float | None,
@@ -63,14 +78,13 @@ def plain_adapter(
     Args:
         max_error: Largest relative error of a module's update: the smallest rank within it is
             taken; `None` takes all of `max_rank`.
-        device: Where to decompose.
         advance: Called with 1 for each module.
     """
     items = []
     for name in adapter.parameters:
         copy, item = adapter.copies.get(name), adapter.items.get(name)
         if copy is not None and len(copy.shape) < 2:
-            if not copy.read().float().equal(base.weight(name).float()):
+            if not copy.read().float().equal(adapter.base.weight(name).float()):
                 raise _inexpressible(adapter, f"{name} was trained, and LoRA holds no vectors")
         elif item is None or item.form not in _FORMS:
             what = f"{name.removesuffix('.weight')} is not a linear layer"
@@ -113,7 +127,7 @@ def plain_adapter(
     config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.config.get("base_model_name_or_path"),
+        "base_model_name_or_path": adapter.base.name,
         "revision": adapter.config.get("revision"),
         "inference_mode": True,
         "r": rank,
@@ -178,3 +192,88 @@ def _truncated(
     # The last energies are rounding of the total where nothing is lost.
     error = 0.0 if rank == matrix.shape[-2] else float(lost[rank - 1])
     return LowRank(factors.left.cpu(), factors.right.cpu()), error
+
+
+def merge_writers(adapter: Adapter, advance: Callable[[int], None]) -> dict[str, Writer]:
+    """Texts and writers of the files of the merged model, by name.
+
+    Sums are formed in float32 and rounded once to the dtype of the base. Where one of two tied
+    weights was trained, both are written, and the configuration says that they are not tied.
+
+    Args:
+        advance: Called with 1 for each changed tensor that is written.
+    """
+    base, changed = adapter.base, adapter.parameters
+    for name in sorted(changed):
+        if name not in base.sources or base.sources[name].converter is not None:
+            raise ModelError(
+                f"{name} is stored in pieces by the base model, and cannot be merged in place.",
+                hint="Merge in memory: hlscore.merge(PeftModel.from_pretrained(model, RUN)).",
+            )
+
+    def merged(name: str, stored: StoredTensor) -> NewTensor:
+        dtype: torch.dtype = getattr(torch, DTYPES[stored.dtype])
+
+        def chunks() -> Iterator[bytes]:
+            for part in adapter.trained(name):
+                rounded = part.to(dtype).contiguous()
+                yield rounded.reshape(-1).view(torch.uint8).numpy().tobytes()
+            advance(1)
+
+        return NewTensor(dtype=stored.dtype, shape=stored.shape, size=stored.size, chunks=chunks)
+
+    def trained_as_one(names: set[str]) -> bool:
+        """Whether tied weights were trained in full, to one and the same."""
+        if not names <= adapter.copies.keys():
+            return False
+        first, *others = (adapter.copies[name] for name in sorted(names))
+        return all(other.dtype == first.dtype and other.equals(first) for other in others)
+
+    files: dict[Path, dict[str, NewTensor | StoredTensor]] = {}
+    for name, tensor in base.tensors.items():
+        files.setdefault(tensor.path, {})[name] = tensor
+    for stored, names in {
+        base.sources[name].tensors[0]: set(base.sources[name].parameters)
+        for name in sorted(changed)
+    }.items():
+        tensor = base.tensors[stored]
+        held = files[tensor.path]
+        made = {name: merged(name, tensor) for name in names & changed}
+        if len(names) == 1 or trained_as_one(names):
+            held[stored] = next(iter(made.values()))
+            continue
+        del held[stored]
+        held |= {name: made.get(name, tensor) for name in names}
+    writers: dict[str, Writer] = {
+        path.name: partial(write_tensors, tensors=tensors, metadata={"format": "pt"})
+        for path, tensors in files.items()
+    }
+    if len(files) > 1:
+        places = {name: path.name for path, tensors in files.items() for name in tensors}
+        total = sum(tensor.size for tensors in files.values() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        writers[INDEX_FILE] = _json_text(index)
+
+    # Configuration and tokenizer: those of the base, with the training's tokenizer if any.
+    for path in sorted(base.directory.iterdir()):
+        if path.is_file() and path.suffix not in _WEIGHTS and path.name != INDEX_FILE:
+            writers[path.name] = partial(shutil.copyfile, path)
+    for name in _TOKENIZER:
+        if (adapter.folder / name).is_file():
+            writers[name] = partial(shutil.copyfile, adapter.folder / name)
+    untied = any(
+        {name, first} & changed and not trained_as_one({name, first})
+        for name, first in tied_names(base.shape).items()
+        if name != first
+    )
+    if untied:
+        config = read_json(base.directory / "config.json")
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict):
+                part["tie_word_embeddings"] = False
+        writers["config.json"] = _json_text(config)
+    return writers
+
+
+def _json_text(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
