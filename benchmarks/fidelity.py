@@ -14,12 +14,12 @@ import gc
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from machine import parsed, print_table, write_result
-from models import build, score, structured_probes
+from models import build, score, settings_for, structured_probes
 from rich.progress import track
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
@@ -30,14 +30,7 @@ from hlscore.planning.budget import parse_budget
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeSet
 from hlscore.records import ModuleRow
-from hlscore.settings import (
-    DEFAULT_RANK,
-    CaptureSettings,
-    DataSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.settings import DEFAULT_RANK, DataSettings, ModelSettings, RankSettings
 
 BUILTIN = "builtin:tiny"
 MODELS = (BUILTIN, "qwen3-60m", "gpt2-124m", "qwen3-moe-80m")
@@ -92,20 +85,18 @@ def settings_of(
     name: str, rank: int, options: argparse.Namespace, arm: Arm | None, seed: int = 0
 ) -> RankSettings:
     """Settings of one run; exact gradients, with standard errors, without an arm."""
-    return RankSettings(
-        model=ModelSettings(model=name),
-        capture=CaptureSettings(
-            batch_size=options.batch_size,
-            checkpointing=False,
-            estimator="exact" if arm is None else "sketch",
-            sketch_size=None if arm is None else arm.size,
-            passes=1 if arm is None else arm.passes,
-            bootstrap=200 if arm is None else 0,
-            svd=options.svd,
-        ),
-        plan=PlanSettings(rank=rank, budget=BUDGET),
-        seed=seed,
+    settings = settings_for(
+        name,
+        rank,
+        batch_size=options.batch_size,
+        checkpointing=False,
+        estimator="exact" if arm is None else "sketch",
+        sketch_size=None if arm is None else arm.size,
+        passes=1 if arm is None else arm.passes,
+        bootstrap=200 if arm is None else 0,
+        svd=options.svd,
     )
+    return replace(settings, plan=replace(settings.plan, budget=BUDGET), seed=seed)
 
 
 # --- comparing --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import pairwise
@@ -27,31 +28,16 @@ from typing import Any
 
 import torch
 from machine import RESULTS, describe, parsed
-from models import MODELS, StepClock, build, score, structured_probes
+from models import MODELS, StepClock, build, score, settings_for, structured_probes
 from overhead import plain_pass
 from transformers import PreTrainedModel
 
 from hlscore.inputs.modules import find_modules
 from hlscore.probes.units import ProbeSet
-from hlscore.settings import (
-    CandidateSettings,
-    CaptureSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.settings import CandidateSettings
 
 RANK = 16
 GIB = 2**30
-
-
-def settings_of(name: str, **capture: Any) -> RankSettings:
-    """Settings of a run of the flow."""
-    return RankSettings(
-        model=ModelSettings(model=name),
-        capture=CaptureSettings(batch_size=4, **capture),
-        plan=PlanSettings(rank=RANK),
-    )
 
 
 def plain_seconds(model: PreTrainedModel, probes: ProbeSet) -> float:
@@ -80,7 +66,7 @@ def large_model(options: argparse.Namespace, movement: str, estimator: str) -> d
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    run = settings_of(options.model, movement=movement, estimator=estimator)
+    run = settings_for(options.model, RANK, batch_size=4, movement=movement, estimator=estimator)
     clock, began = StepClock(), time.perf_counter()
     found = score(model, probes, run, clock)
     torch.cuda.synchronize()
@@ -109,18 +95,14 @@ def out_of_memory(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for movement in ("gradient", "trial"):
         rate = {"trial_rate": 1e-4} if movement == "trial" else {}
-        run = settings_of(options.small, movement=movement, estimator="exact", **rate)
+        run = settings_for(
+            options.small, RANK, batch_size=4, movement=movement, estimator="exact", **rate
+        )
         roomy = score(model, probes, run)
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
         hog = torch.empty(free - options.left_mib * 2**20, dtype=torch.uint8, device="cuda")
-        large = RankSettings(
-            model=run.model,
-            capture=CaptureSettings(
-                batch_size=64, movement=movement, estimator="exact", checkpointing=False, **rate
-            ),
-            plan=run.plan,
-        )
+        large = replace(run, capture=replace(run.capture, batch_size=64, checkpointing=False))
         tight = score(model, probes, large)
         del hog
         expected = {row.module: row.hls or 0.0 for row in roomy.report.candidates}
@@ -186,7 +168,9 @@ def four_bit(options: argparse.Namespace) -> dict[str, Any]:
     probes = structured_probes(model, examples=64, length=1024)
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    settings = settings_of(options.small, movement="gradient", estimator="sketch")
+    settings = settings_for(
+        options.small, RANK, batch_size=4, movement="gradient", estimator="sketch"
+    )
     found = score(model, probes, settings)
     return {
         "seconds": time.perf_counter() - began,

@@ -25,12 +25,19 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
 from hlscore.records import ProbeSummary
-from hlscore.settings import CandidateSettings, RankSettings
+from hlscore.settings import (
+    CandidateSettings,
+    CaptureSettings,
+    ModelSettings,
+    PlanSettings,
+    RankSettings,
+)
+from hlscore.steps import Silent
 
 CONFIGS = Path(__file__).parent / "configs"
 VOCABULARY = 8192
@@ -41,9 +48,8 @@ STATES = 256
 Length = int | tuple[int, int]
 
 
-def _qwen3(
-    *, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
-) -> Qwen3Config:
+def qwen3(*, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> Qwen3Config:
+    """Shape of a Qwen3 model."""
     return Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
@@ -80,9 +86,9 @@ def _stored(name: str) -> PreTrainedConfig:
 
 MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
     # Only to try a script out.
-    "qwen3-tiny": lambda: _qwen3(hidden=64, intermediate=160, layers=2, heads=2, kv_heads=1),
-    "qwen3-41m": lambda: _qwen3(hidden=512, intermediate=1472, layers=12, heads=8, kv_heads=4),
-    "qwen3-60m": lambda: _qwen3(hidden=640, intermediate=1856, layers=12, heads=10, kv_heads=2),
+    "qwen3-tiny": lambda: qwen3(hidden=64, intermediate=160, layers=2, heads=2, kv_heads=1),
+    "qwen3-41m": lambda: qwen3(hidden=512, intermediate=1472, layers=12, heads=8, kv_heads=4),
+    "qwen3-60m": lambda: qwen3(hidden=640, intermediate=1856, layers=12, heads=10, kv_heads=2),
     "gpt2-124m": lambda: _stored("gpt2"),
     "qwen3-moe-80m": lambda: _qwen3_moe(hidden=384, experts=16, intermediate=384, layers=10),
     # Published shape; needs a GPU.
@@ -91,7 +97,7 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def build(
-    name: str,
+    model: str | PreTrainedConfig,
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -99,40 +105,20 @@ def build(
 ) -> PreTrainedModel:
     """Build a model with random weights, straight on its device and in its dtype.
 
-    Args:
-        name: A key of `MODELS`.
-        dtype: Dtype of the weights.
-        device: Where the weights are drawn; another kind of device draws other weights.
-        seed: Seed of the weights; the global random state stays as it was.
-
-    Raises:
-        ValueError: There is no such model.
+    The global random state stays as it was; another kind of device draws other weights.
     """
-    if name not in MODELS:
-        raise ValueError(f"There is no model '{name}'; use one of {', '.join(MODELS)}.")
     place = torch.device(device)
     cuda = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), place:
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(MODELS[name](), dtype=dtype)
-    return model.eval()
+        config = MODELS[model]() if isinstance(model, str) else model
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def random_probes(
     model: PreTrainedModel, *, examples: int, length: Length, groups: int = 8, seed: int = 0
 ) -> ProbeSet:
-    """Draw probes of uniform random tokens.
-
-    Args:
-        model: The model that they are for: gives the vocabulary.
-        examples: Number of examples, 2 or more.
-        length: Tokens of each example, 2 or more.
-        groups: Groups per half, at most.
-        seed: Seed of the tokens and of the halves.
-
-    Returns:
-        The probe set; every token but the first of each example is counted.
-    """
+    """Draw probes of uniform random tokens; all but the first of each example are counted."""
     draw = np.random.default_rng(seed)
     rows = [draw.integers(0, _vocabulary(model), size) for size in _sizes(draw, examples, length)]
     return _probe_set(rows, f"uniform random tokens, seed {seed}", groups, seed)
@@ -150,18 +136,8 @@ def structured_probes(
     """Draw probes from a random first-order Markov chain, so that gradients share a signal.
 
     The chain walks over at most `STATES` tokens of the vocabulary. Each has a few possible
-    successors, the n-th with a probability in proportion to 1 / n.
-
-    Args:
-        model: The model that they are for: gives the vocabulary.
-        examples: Number of examples, 2 or more.
-        length: Tokens of each example, 2 or more.
-        groups: Groups per half, at most.
-        seed: Seed of the chain, the tokens and the halves.
-        successors: Tokens that can follow a token.
-
-    Returns:
-        The probe set; every token but the first of each example is counted.
+    successors, the n-th with a probability in proportion to 1 / n. All tokens but the first of each
+    example are counted.
     """
     draw = np.random.default_rng(seed)
     vocabulary = _vocabulary(model)
@@ -208,6 +184,15 @@ def _probe_set(rows: list[np.ndarray], source: str, groups: int, seed: int) -> P
         summary=ProbeSummary(
             source=source, format="text", examples=len(kept), truncated=0, dropped=0
         ),
+    )
+
+
+def settings_for(name: str, rank: int, **capture: Any) -> RankSettings:
+    """Settings of a run of the flow, with options of its capture."""
+    return RankSettings(
+        model=ModelSettings(model=name),
+        capture=CaptureSettings(**capture),
+        plan=PlanSettings(rank=rank),
     )
 
 

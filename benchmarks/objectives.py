@@ -33,7 +33,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from scipy.stats import kendalltau, spearmanr
 from second_model import second_model
 
-from hlscore.flow import Silent, rank_model, sample_rollouts
+from hlscore.flow.rank import rank_model, sample_rollouts
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_pairs, builtin_rows, wanted_formats
 from hlscore.inputs.formats import ExampleSet, Row, example_set
 from hlscore.inputs.model import LoadedModel, load_model
@@ -49,6 +49,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
+from hlscore.steps import Silent
 
 MODELS = ("builtin:tiny", "qwen3-2m")
 BUDGET = "0.1"

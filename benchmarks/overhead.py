@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 from machine import cpu_peak_bytes, parsed, print_table, write_result
-from models import MODELS, StepClock, build, random_probes, score
+from models import MODELS, StepClock, build, random_probes, score, settings_for
 from rich.progress import track
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -32,13 +32,7 @@ from hlscore.inputs.examples import cut
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.objectives.likelihood import token_log_probs
 from hlscore.probes.units import ProbeSet, by_length, collate
-from hlscore.settings import (
-    CandidateSettings,
-    CaptureSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.settings import CandidateSettings, RankSettings
 from hlscore.settings.capture import default_sketch_size
 
 ARMS = ("plain", "frozen", "sketch", "exact")
@@ -46,16 +40,14 @@ ARMS = ("plain", "frozen", "sketch", "exact")
 
 def settings_of(options: argparse.Namespace, estimator: str) -> RankSettings:
     """Settings of a run of the flow."""
-    return RankSettings(
-        model=ModelSettings(model=options.model),
-        capture=CaptureSettings(
-            batch_size=options.batch_size,
-            checkpointing=options.checkpointing,
-            estimator=estimator,
-            sketch_size=options.sketch_size,
-            passes=options.passes if estimator == "sketch" else 1,
-        ),
-        plan=PlanSettings(rank=options.rank),
+    return settings_for(
+        options.model,
+        options.rank,
+        batch_size=options.batch_size,
+        checkpointing=options.checkpointing,
+        estimator=estimator,
+        sketch_size=options.sketch_size,
+        passes=options.passes if estimator == "sketch" else 1,
     )
 
 

@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from machine import parsed, print_table, write_result
 from models import MODELS, build, random_probes, structured_probes
-from peer_jobs import Job, Outcome, Way, make_job
-from peer_ways import FLOOR, REFERENCE, WAYS
+from peer_ways import FLOOR, REFERENCE, WAYS, Job, Outcome, Way, make_job
 from rich.progress import Progress
 
 from hlscore.probes.units import ProbeExample

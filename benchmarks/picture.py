@@ -13,10 +13,11 @@ from marked import fill
 from rich.terminal_theme import MONOKAI
 
 from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
 from hlscore.settings import ModelSettings, RankSettings
+from hlscore.steps import Silent
 from hlscore.views.result import print_result
 from hlscore.views.terminal import Terminal
 

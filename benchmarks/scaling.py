@@ -21,16 +21,13 @@ from typing import Any
 
 import torch
 from machine import cpu_peak_bytes, parsed, print_table, write_result
-from models import StepClock, random_probes, score
+from models import VOCABULARY, StepClock, build, qwen3, random_probes, score, settings_for
 from rich.progress import track
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import PreTrainedModel
 
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes, joined
-from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 from hlscore.settings.capture import default_sketch_size
-
-VOCABULARY = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +71,14 @@ class Cost:
 # --- one run ----------------------------------------------------------------------------------
 
 
-def build(point: Point) -> tuple[PreTrainedModel, ProbeSet]:
+def build_point(point: Point) -> tuple[PreTrainedModel, ProbeSet]:
     """The model of a point, with seeded random weights, and its probes."""
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=point.width,
-        intermediate_size=point.width * 23 // 8,
-        num_hidden_layers=point.layers,
-        num_attention_heads=point.width // 64,
-        num_key_value_heads=point.width // 128,
-        head_dim=64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
+    model = build(
+        qwen3(
+            hidden=point.width, intermediate=point.width * 23 // 8, layers=point.layers,
+            heads=point.width // 64, kv_heads=point.width // 128,
+        )
+    )  # fmt: skip
     return model, random_probes(model, examples=point.examples, length=point.length)
 
 
@@ -104,10 +93,8 @@ def run(
     Returns:
         The cost; `None` in all but the main process.
     """
-    settings = RankSettings(
-        model=ModelSettings(model="random Qwen3"),
-        capture=CaptureSettings(batch_size=point.batch_size, estimator="sketch"),
-        plan=PlanSettings(rank=point.rank),
+    settings = settings_for(
+        "random Qwen3", point.rank, batch_size=point.batch_size, estimator="sketch"
     )
     clock = StepClock()
     found = score(model, probes, settings, clock, processes=processes)
@@ -122,7 +109,7 @@ def run(
 
 def peak_bytes(point: Point) -> int:
     """Largest sum of tensor memory that a run allocates beside the weights."""
-    model, probes = build(point)
+    model, probes = build_point(point)
     return cpu_peak_bytes(lambda: run(model, probes, point))
 
 
@@ -132,7 +119,7 @@ def peak_bytes(point: Point) -> int:
 def work(repeats: int) -> None:
     """Be one of several processes: run, and print the costs as JSON in the main one."""
     torch.set_num_threads(1)
-    model, probes = build(SHARED)
+    model, probes = build_point(SHARED)
     costs = []
     with joined() as processes:
         for _ in range(repeats + 1):
@@ -162,11 +149,11 @@ def measure(repeats: int) -> dict[Point, list[Cost]]:
     """Run every point in turn, in every repetition, after one round to warm up."""
     points = list(dict.fromkeys(point for group in FACTORS.values() for point in group))
     costs: dict[Point, list[Cost]] = {point: [] for point in points}
-    run(*build(BASE), BASE)
+    run(*build_point(BASE), BASE)
     jobs = [point for _ in range(repeats) for point in points]
     for point in track(jobs, description="points", transient=True):
         gc.collect()
-        cost = run(*build(point), point)
+        cost = run(*build_point(point), point)
         assert cost is not None
         costs[point].append(cost)
     return costs

@@ -26,7 +26,7 @@ from models import MODELS, build, structured_probes
 from overhead import plain_pass
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.identity import identify
 from hlscore.objectives.likelihood import token_log_probs
@@ -39,6 +39,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
+from hlscore.steps import Silent
 
 TRIALS = 4
 

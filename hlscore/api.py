@@ -11,7 +11,10 @@ from typing import Any, get_origin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, UsageError
-from hlscore.flow import Progress, RankResult, Silent, rank_model, score_updates, score_weights
+from hlscore.flow.rank import rank_model
+from hlscore.flow.result import RankResult
+from hlscore.flow.updates import score_updates
+from hlscore.flow.weights_alone import score_weights
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.identity import identify
@@ -28,6 +31,7 @@ from hlscore.settings import (
     Setting,
     settings_in,
 )
+from hlscore.steps import Progress, Silent
 
 Data = str | Path | Iterable[Mapping[str, Any]] | None
 Rollouts = Data | RolloutSet

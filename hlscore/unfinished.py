@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,15 @@ PROGRESS_PREFIX = ".hlscore-progress"
 STAGE_PREFIX = ".hlscore-unfinished-"
 # Libraries write to files of their own naming first: the folder around them has this suffix.
 HALF_WRITTEN = ".unfinished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Where an unfinished run is stored."""
+
+    folder: Path
+    every_seconds: float
+    resume: bool
 
 
 def unfinished_runs(folder: Path) -> bool:

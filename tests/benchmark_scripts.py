@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import peft
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -35,6 +37,26 @@ def scripts_in(folder: Path) -> Callable[[], Iterator[None]]:
                 sys.modules.pop(name)
 
     return path
+
+
+def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
+    """A model of two blocks, the same each time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+        tie_word_embeddings=True, attn_implementation="eager", initializer_range=0.2,
+        use_cache=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def with_lora(model: LlamaForCausalLM, **options: Any) -> peft.PeftModel:
+    """Adapters of rank 2 on all linear layers, the same each time."""
+    config = peft.LoraConfig(r=2, target_modules="all-linear", **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return peft.get_peft_model(model, config)
 
 
 def plain_training(

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from families import FAMILIES
 from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.identity import identify
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
+from hlscore.steps import Silent
 
 RANK = 3
+# Ways to capture, with sketches so narrow that all weights of the families are compressed.
+RUNS: dict[str, dict[str, Any]] = {
+    "exact": {"estimator": "exact"},
+    "sketch": {"estimator": "sketch", "sketch_size": 8},
+    "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
+}
 
 
 def completions(count: int = 10, *, seed: int = 0, length: int = 18) -> ExampleSet:
@@ -53,12 +61,17 @@ def halves(probes: ProbeSet) -> list[list[ProbeExample]]:
 
 
 def run_report(
-    model: PreTrainedModel | str, examples: ExampleSet, run: RankSettings
+    model: PreTrainedModel | str,
+    examples: ExampleSet,
+    run: RankSettings,
+    display: Silent | None = None,
+    **options: Any,
 ) -> ScoreReport:
-    """Score a model, or a new one of a family."""
+    """Score a model, or a new one of a family, with further options of `rank_model`."""
     model = FAMILIES[model].build() if isinstance(model, str) else model
     identity = identify(model, "test", None)
-    found = rank_model(model, byte_tokenizer(), identity, examples, run, Silent())
+    display = display or Silent()
+    found = rank_model(model, byte_tokenizer(), identity, examples, run, display, **options)
     assert found is not None
     return found.report
 
@@ -82,3 +95,28 @@ def close(
     if found is None or expected is None:
         return found == expected
     return abs(found - expected) <= max(tolerance * abs(expected), floor)
+
+
+def differing(
+    found: Mapping[str, ModuleRow],
+    expected: Mapping[str, ModuleRow],
+    tolerance: float,
+    *columns: str,
+    floor: float = 0.0,
+) -> list[tuple[Any, ...]]:
+    """Columns that differ by more than a share of their value, and of the energy of the gradient.
+
+    Returns:
+        Module, column and both values of each; compared are `hls`, `tail_energy` and
+        `grad_energy` unless others are named.
+    """
+    assert found.keys() == expected.keys()
+    return [
+        (module, column, getattr(row, column), getattr(expected[module], column))
+        for module, row in found.items()
+        for column in columns or ("hls", "tail_energy", "grad_energy")
+        if not close(
+            getattr(row, column), getattr(expected[module], column), tolerance,
+            floor=floor * (expected[module].grad_energy or 0) + 1e-12,
+        )
+    ]  # fmt: skip

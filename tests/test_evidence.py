@@ -9,9 +9,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from benchmark_scripts import BENCHMARKS, part, plain_training, scripts_in
+from benchmark_scripts import (
+    BENCHMARKS,
+    part,
+    plain_training,
+    scripts_in,
+    tiny_llama,
+    with_lora,
+)
 from scipy.stats import kendalltau, ttest_1samp
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import hlscore
 
@@ -19,22 +26,11 @@ _path = scripts_in(BENCHMARKS / "evidence")
 
 
 def tiny_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(part("world").WORDS), hidden_size=16, intermediate_size=24,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=64, tie_word_embeddings=True, attn_implementation="eager",
-        use_cache=False, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return tiny_llama(len(part("world").WORDS))
 
 
 def lora_model(**options: Any) -> peft.PeftModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return peft.get_peft_model(
-            tiny_model(), peft.LoraConfig(r=2, target_modules="all-linear", **options)
-        )
+    return with_lora(tiny_model(), **options)
 
 
 def full_model() -> LlamaForCausalLM:
@@ -241,7 +237,7 @@ def entry_of(loss: float, parameters: int = 0) -> dict[str, Any]:
 
 
 def test_power_is_fitted_on_other_tasks() -> None:
-    ranks, table = part("ranks"), part("ranks_table")
+    ranks, table = part("ranks"), part("tables")
     losses = {("a", 1.0): 2.0, ("a", 0.5): 0.9, ("b", 1.0): 0.8, ("b", 0.5): 1.0}
     studies: dict[str, dict[str, Any]] = {}
     for task in ("a", "b"):
@@ -458,22 +454,6 @@ def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:
     assert row == (
         "| LoRA of equal size | +0.30 [+0.30, +0.30] | +0.30 [+0.30, +0.30] | +0.30 | +0.30 |"
     )
-
-
-def test_cross_fitted_tail_against_the_products_own() -> None:
-    choices, world = part("movement_choices"), part("world")
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 7, 5, dtype=torch.float64, generator=generator)
-    tail = torch.linalg.svdvals(a)[2:].square().sum()
-    assert choices.cross_fitted_tail(a, a, 2) == pytest.approx(float(tail))
-    assert choices.cross_fitted_tail(a, b, 2) == pytest.approx(choices.cross_fitted_tail(b, a, 2))
-    assert choices.cross_fitted_tail(a, b, 5) == pytest.approx(0.0, abs=1e-12)
-    rows = world.fine_tuning_tasks(world.new_world())["next"].draw(np.random.default_rng(0), 8)
-    report = hlscore.rank(
-        tiny_model(), world.tokenizer(), data=rows, rank=2, samples=0, checkpointing=False,
-        movement="trial", trials=2, trial_steps=2, trial_rate=1e-3,
-    ).report  # fmt: skip
-    assert report.run.trial_rate == 1e-3
 
 
 def test_calibration_is_one_where_errors_are_right() -> None:

@@ -3,25 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from benchmark_scripts import BENCHMARKS, part, plain_training, scripts_in
+from benchmark_scripts import (
+    BENCHMARKS,
+    part,
+    plain_training,
+    scripts_in,
+    tiny_llama,
+    with_lora,
+)
 from tokens import VOCAB_SIZE, byte_tokenizer
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 _path = scripts_in(BENCHMARKS / "evidence")
 
 
 def tiny_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
-        tie_word_embeddings=True, initializer_range=0.2, use_cache=False,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return tiny_llama(VOCAB_SIZE)
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, str]]:
@@ -39,9 +39,7 @@ def examples(count: int, start: int = 0) -> Any:
 
 
 def lora(**options: Any) -> Any:
-    config = peft.LoraConfig(r=2, target_modules="all-linear", **options)
-    torch.manual_seed(3)
-    return peft.get_peft_model(tiny_model(), config)
+    return with_lora(tiny_model(), **options)
 
 
 def hybrid() -> Any:

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import adapted, moved
 from console import Outcome, save_model, write_rows
 from console import hlscore as command
 from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
-from training_runs import logits
+from training_runs import adapted, logits, moved
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hlscore.inputs.model import load_model

@@ -10,7 +10,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from adapters import adapted, moved
 from console import hlscore as command
 from console import save_model
 from families import FAMILIES
@@ -18,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from problems import by_module
 from reference import cross_fitted_tail
 from safetensors.torch import load_file, save_file
+from training_runs import adapted, moved
 from transformers import PreTrainedModel
 
 import hlscore

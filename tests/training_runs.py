@@ -1,4 +1,4 @@
-"""Short trainings of wrapped models, and what they changed."""
+"""Short trainings of wrapped models and what they changed; weights moved at random instead."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 from families import FAMILIES, token_batch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from plans import plan_for, report_for
 from torch import nn
 from transformers import PreTrainedModel
@@ -123,3 +124,29 @@ def every_mode(model: PreTrainedModel, *, left: Sequence[str] = ()) -> list[str]
             else [f"{holder}.gate_up_proj=rank:2", f"{holder}.down_proj=rank:1"]
         )
     return locks
+
+
+def moved(model: PreTrainedModel, *, scale: float = 0.01, seed: int = 1) -> PreTrainedModel:
+    """Every weight moved at random."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in dict(model.named_parameters()).values():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.add_(noise.to(weight.dtype), alpha=scale)
+    return model
+
+
+def adapted(model: PreTrainedModel, folder: Path, *, seed: int = 1, **config: Any) -> PeftModel:
+    """A saved adapter whose weights are all drawn at random."""
+    torch.manual_seed(seed)  # PEFT draws A
+    wrapped = get_peft_model(model, LoraConfig(**({"r": 3, "lora_alpha": 5} | config)))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if weight.requires_grad:
+                noise = torch.randn(weight.shape, generator=generator)
+                scale = 0.3 if "magnitude" in name else 0.05
+                weight.add_(noise.to(weight.dtype), alpha=scale)
+    wrapped.save_pretrained(folder)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped

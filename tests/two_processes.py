@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import conftest  # noqa: F401 - the same environment as tests have
+import problems
 import torch
 from families import FAMILIES
 from problems import completions, settings
@@ -17,21 +18,19 @@ from tokens import byte_tokenizer
 from torch import distributed
 
 from hlscore import processes as module
-from hlscore.flow import Silent, Storage, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.gradients.progress import ProgressFile
 from hlscore.inputs.identity import identify
 from hlscore.processes import Processes, joined
 from hlscore.settings import RankSettings
+from hlscore.steps import Silent
+from hlscore.unfinished import Storage
 
-RUNS: dict[str, dict[str, Any]] = {
-    "exact": {"estimator": "exact"},
-    "sketch": {"estimator": "sketch", "sketch_size": 8},
-    "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
-    "trial": {
-        "movement": "trial", "trials": 2, "trial_steps": 2, "trial_rate": 1e-3,
-        "trial_optimizer": "rms",
-    },
+TRIALS = {
+    "movement": "trial", "trials": 2, "trial_steps": 2, "trial_rate": 1e-3,
+    "trial_optimizer": "rms",
 }  # fmt: skip
+RUNS: dict[str, dict[str, Any]] = {**problems.RUNS, "trial": TRIALS}
 # Groups of several examples, and of one, which only one of the processes has.
 COUNTS = {"many": 14, "few": 6}
 PAIRS = (("llama", "many"), ("gpt2", "many"), ("qwen3_moe", "many"), ("qwen3_moe", "few"))

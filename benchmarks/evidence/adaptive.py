@@ -25,14 +25,9 @@ def train_adalora(
     """Train AdaLoRA with PEFT as its documentation says, from 3/2 of the rank down to it.
 
     Args:
-        base: Makes a fresh base model.
-        modules: What gets adapters.
         trials: The trainings; only `lora_rate` counts.
         batches: Gives the batch of a seed and a step.
         rank: Mean rank at the end.
-        steps: Optimizer steps.
-        tuning: Examples that choose the learning rate.
-        test: Examples that are reported.
 
     Returns:
         What came of each training, and the trained parameters at the end.

@@ -62,12 +62,8 @@ def percent(value: float, low: float, high: float) -> str:
 def lora_of_size(uniform: Sequence[Entry], parameters: float) -> np.ndarray:
     """Losses [seeds, examples] of LoRA with so many parameters, between the two nearest ranks.
 
-    Args:
-        uniform: LoRA of one rank each.
-        parameters: Trained parameters; the smallest and the largest rank are not left.
-
-    Returns:
-        Losses, interpolated over the logarithm of the number of parameters.
+    Interpolated over the logarithm of the number of trained parameters, within the smallest and the
+    largest rank of `uniform`, LoRA of one rank each.
     """
     ordered = sorted(uniform, key=lambda entry: entry["parameters"])
     sizes = np.log([entry["parameters"] for entry in ordered])
@@ -103,8 +99,6 @@ def agreement(oracle: Entry, score: str, *, per_parameter: bool, within_kind: bo
     """Kendall tau of a score with the oracle's mean gain.
 
     Args:
-        oracle: Gains and scores of each module.
-        score: The score.
         per_parameter: Divide both by the module's parameters.
         within_kind: The mean over kinds of module of tau within each.
 

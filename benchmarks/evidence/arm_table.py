@@ -17,6 +17,7 @@ from analysis import (
     pooled,
 )  # fmt: skip
 from journal import lines_of, path_of
+from published import heading
 from replicas import LARGEST
 from study import EQUAL, RANDOM, RANK, UNIFORM_RANKS
 
@@ -49,8 +50,9 @@ def arm_table(arms: Arms, unit: str) -> list[str]:
         f"LoRA of rank {RANK} lags full fine-tuning by {lag.value:.4f} "
         f"[{lag.low:.4f}, {lag.high:.4f}] {unit}.",
         "",
-        "| arm | trained parameters | test loss | gap recovered | against LoRA of equal size |",
-        "|---|---|---|---|---|",
+        *heading(
+            "arm", "trained parameters", "test loss", "gap recovered", "against LoRA of equal size"
+        ),
     ]
     for name, entry in arms.items():
         if "trials" not in entry:

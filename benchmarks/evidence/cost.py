@@ -42,13 +42,7 @@ class Cost:
 
 
 class Way:
-    """One way to train, ready for steps.
-
-    Args:
-        arm: How the model is wrapped.
-        model: The model.
-        ids: Token ids of a batch [sequences, tokens].
-    """
+    """One way to train, ready for steps on a batch of token ids [sequences, tokens]."""
 
     def __init__(self, arm: Arm, model: Any, ids: torch.Tensor) -> None:
         self.name, self._ids, self.seconds = arm.name, ids, list[float]()

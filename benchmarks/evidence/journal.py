@@ -26,12 +26,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """A file of finished arms.
-
-    Args:
-        path: Where it is.
-        settings: What all lines must have been made with; others are ignored.
-    """
+    """A file of finished arms; lines that were made with other settings are ignored."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self._path, self._settings = path, settings

@@ -8,12 +8,11 @@ from the published result of `study.py`. `movement_tables.py` makes the tables.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Literal
 
-import torch
 from arms import Arm, Planner, full_modules, hybrid
 from bases import BASES, REPLICAS
 from journal import Journal, path_of
@@ -21,7 +20,7 @@ from movement_gain import best, gains_and_hls
 from published import latest
 from ranks import EQUAL_TO, ranks_arm
 from replicas import FIRST, LARGEST, largest
-from study import PROBES, RANK, opened, scored
+from study import PROBES, RANK, asked, opened, scored
 from trials import TUNING_SEEDS, Rates, Study, rates_of
 from world import fine_tuning_tasks, new_world
 
@@ -149,17 +148,10 @@ GAINS = "gains"
 
 def main() -> None:
     """Read the command line and run."""
-    tasks, bases = tuple(fine_tuning_tasks(new_world())), (FIRST, *REPLICAS)
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=(*PARTS, GAINS), action="append")
-    parser.add_argument("--base", choices=bases, action="append")
-    parser.add_argument("--task", choices=tasks, action="append")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for part in options.part or (*PARTS, GAINS):
-        for base in options.base or bases:
-            for task in options.task or tasks:
-                run_part(part, base, task)
+    parts = (*PARTS, GAINS)
+    options = asked(__doc__, (FIRST, *REPLICAS), part={"choices": parts, "action": "append"})
+    for part, base, task in product(options.part or parts, options.base, options.task):
+        run_part(part, base, task)
 
 
 if __name__ == "__main__":

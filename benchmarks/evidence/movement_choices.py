@@ -13,6 +13,7 @@ import torch
 from arms import start_values
 from journal import Journal, path_of
 from movement import planners_of, study_of
+from movement_gain import cross_fitted_tail
 from replicas import FIRST
 from stacked import Trial, train
 from study import PROBES, RANK, scored
@@ -75,16 +76,6 @@ def by_adamw(study: Study, rate: float) -> Scores:
         a, b = updates[: TRIALS // 2].mean(0), updates[TRIALS // 2 :].mean(0)
         found[module] = cross_fitted_tail(a, b, RANK)
     return found
-
-
-def cross_fitted_tail(a: torch.Tensor, b: torch.Tensor, rank: int) -> float:
-    """`1/2 [<A - A_r, B> + <B - B_r, A>]` from whole decompositions."""
-
-    def left_over(matrix: torch.Tensor) -> torch.Tensor:
-        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        return matrix - (u[:, :rank] * s[:rank]) @ v[:rank]
-
-    return float(((left_over(a) * b).sum() + (left_over(b) * a).sum()) / 2)
 
 
 def run_task(task: str) -> None:

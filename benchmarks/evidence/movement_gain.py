@@ -44,6 +44,11 @@ def tail(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     return matrix - (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
+def cross_fitted_tail(a: torch.Tensor, b: torch.Tensor, rank: int) -> float:
+    """`1/2 [<A - A_r, B> + <B - B_r, A>]` from whole decompositions."""
+    return 0.5 * float((tail(a, rank) * b).sum() + (tail(b, rank) * a).sum())
+
+
 def gains_and_hls(study: Study) -> tuple[dict[str, float], dict[str, float]]:
     """First-order gain of the tails in nats per counted token, and `hls` of trials, by module."""
     means = {}
@@ -54,9 +59,8 @@ def gains_and_hls(study: Study) -> tuple[dict[str, float], dict[str, float]]:
     gains, hls = {}, {}
     for name, (a, b) in means["trial"].items():
         of_a, of_b = means["gradient"][name]
-        tail_a, tail_b = tail(a, RANK), tail(b, RANK)
-        gains[name] = -0.5 * float((of_b * tail_a).sum() + (of_a * tail_b).sum())
-        hls[name] = 0.5 * float((tail_a * b).sum() + (tail_b * a).sum())
+        gain = (of_b * tail(a, RANK)).sum() + (of_a * tail(b, RANK)).sum()
+        gains[name], hls[name] = -0.5 * float(gain), cross_fitted_tail(a, b, RANK)
     return gains, hls
 
 

@@ -31,7 +31,7 @@ from movement import (
     study_of,
 )
 from movement_choices import ADAMW, CALIBRATED, GRADIENTS, PLAIN, SETS, SETTINGS
-from published import publish
+from published import heading, publish
 from ranks import EQUAL_TO
 from replicas import FIRST, LARGEST
 from replicas_table import Spread, recovered
@@ -116,20 +116,20 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{said} [{low}, {high}]"
 
 
-def heading(first: str, bases: Mapping[str, Sequence[str]]) -> list[str]:
+def tasks_heading(first: str, bases: Mapping[str, Sequence[str]]) -> list[str]:
     """Head of a table over tasks."""
     heads = [
         f"{task} ({len(found)} {'model' if len(found) == 1 else 'models'})"
         for task, found in bases.items()
     ]
-    return [f"| {first} | {' | '.join(heads)} | mean |", "|---" * (len(heads) + 2) + "|"]
+    return heading(first, *heads, "mean")
 
 
 def recovered_table(
     cells: Cells, bases: Mapping[str, Sequence[str]], names: Sequence[str]
 ) -> list[str]:
     """Gap recovered by hybrids, and by LoRA with as many parameters as that of trials."""
-    lines = heading("full modules chosen by", bases)
+    lines = tasks_heading("full modules chosen by", bases)
     for name in names:
         figure = partial(recovered, name=name)
         lines.append(row(name.removeprefix("hybrid "), cells, bases, figure, "{:.2f}"))
@@ -145,7 +145,7 @@ def lead_table(
     def lead(arms: Arms, other: Figure) -> float:
         return recovered(arms, ours) - other(arms)
 
-    lines = heading(f"lead of {ours.removeprefix('hybrid ')} over", bases)
+    lines = tasks_heading(f"lead of {ours.removeprefix('hybrid ')} over", bases)
     for name in names:
         if name != ours:
             figure = partial(lead, other=partial(recovered, name=name))
@@ -158,7 +158,7 @@ def excess_table(
     cells: Cells, bases: Mapping[str, Sequence[str]], names: Sequence[str]
 ) -> list[str]:
     """Excess loss over full fine-tuning against LoRA of equal size."""
-    lines = heading("excess loss against LoRA of equal size", bases)
+    lines = tasks_heading("excess loss against LoRA of equal size", bases)
     for name in names:
         figure = partial(excess_change, name=name)
         lines.append(row(name.removeprefix("hybrid "), cells, bases, figure, "{:+.0f} %"))
@@ -168,12 +168,11 @@ def excess_table(
 def cell_table(cells: Cells) -> list[str]:
     """Of every base model and task, LoRA's excess loss, what hybrids recover and chosen modules."""
     names = HYBRIDS
-    lines = [
-        f"| base, task | excess loss of LoRA r={RANK}, 1e-3 nats | "
-        f"{' | '.join(name.removeprefix('hybrid ') for name in names)} | {EQUAL_LORA} | "
-        "chosen by trials | by gradients |",
-        "|---" * (len(names) + 5) + "|",
-    ]
+    lines = heading(
+        "base, task", f"excess loss of LoRA r={RANK}, 1e-3 nats",
+        *(name.removeprefix("hybrid ") for name in names),
+        EQUAL_LORA, "chosen by trials", "by gradients",
+    )  # fmt: skip
     for (base, task), arms in cells.items():
         if {"full", f"lora r={RANK}"} <= set(arms):
             known = [f"{recovered(arms, name):.2f}" if name in arms else "" for name in names]
@@ -206,10 +205,7 @@ def best(scores: Mapping[str, float], count: int) -> set[str]:
 
 def choice_table(choices: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Modules that other trials choose in common with the default, and Spearman's rho."""
-    lines = [
-        f"| against the default | {' | '.join(choices)} | in common of {CHOSEN[0]} / {CHOSEN[1]} |",
-        "|---" * (len(choices) + 2) + "|",
-    ]
+    lines = heading("against the default", *choices, f"in common of {CHOSEN[0]} / {CHOSEN[1]}")
     for name in (*SETTINGS, ADAMW, PLAIN, *GRADIENTS):
         if not all({name, "default"} <= set(found) for found in choices.values()):
             continue
@@ -239,7 +235,7 @@ def calibration(found: Mapping[str, Any], trials: int) -> float:
 
 def calibration_table(choices: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Calibration of the standard errors, by task and number of trials."""
-    lines = [f"| trials | {' | '.join(choices)} |", "|---" * (len(choices) + 1) + "|"]
+    lines = heading("trials", *choices)
     for trials in CALIBRATED:
         last = f"{trials} trials, probe set {SETS - 1}"
         if all(last in found for found in choices.values()):

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from machine import RESULTS, write_result
+from machine import RESULTS, parsed, write_result
 from marked import fill
 
+__all__ = ["fill", "heading", "latest", "parsed", "publish"]
 README = Path(__file__).resolve().parent / "README.md"
+
+
+def heading(*heads: str) -> list[str]:
+    """Head of a table in Markdown."""
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
 
 
 def publish(place: str, lines: Sequence[str], result: str, content: Mapping[str, object]) -> None:

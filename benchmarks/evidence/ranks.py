@@ -1,26 +1,24 @@
 """What is a rank worth? Plans with a rank for each module, against one rank for all of equal cost.
 
-`python benchmarks/evidence/ranks.py --base small --task facts`; without options every task of the
-small model. The value of an option is the gradient energy that it reaches, to a power: 1 is the
-first-order view, less levels off sooner. Arms go into the journals of `study.py`.
+`python benchmarks/evidence/ranks.py --task facts`; without options every task of the small model.
+The value of an option is the gradient energy that it reaches, to a power: 1 is the first-order
+view, less levels off sooner. Arms go into the journals of `study.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from itertools import product
 
-import torch
 from arms import Arm, Planner, full_modules, planned
-from bases import BASES
-from study import PROBES, RANK, UNIFORM_RANKS, opened, scored
+from study import PROBES, RANK, UNIFORM_RANKS, asked, opened, scored
 from trials import Study
 from world import fine_tuning_tasks, new_world
 
 from hlscore.planning.baselines import nearest_rank
 from hlscore.settings import PlanSettings
 
+BASE = "small"
 POWERS = (1.0, 0.25, 0.5)
 EVEN_POWER = 0.25
 SCORES = ("hls", "tail", "l1_adam")
@@ -85,16 +83,13 @@ def run_ranks(studies: Sequence[Study], scores: Sequence[str], powers: Sequence[
 
 def main() -> None:
     """Read the command line and run."""
+    options = asked(
+        __doc__, (BASE,), score={"choices": SCORES, "action": "append"},
+        power={"type": float, "action": "append"},
+    )  # fmt: skip
     tasks = fine_tuning_tasks(new_world())
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", choices=tuple(BASES), default="small")
-    parser.add_argument("--task", choices=tuple(tasks), action="append")
-    parser.add_argument("--score", choices=SCORES, action="append")
-    parser.add_argument("--power", type=float, action="append")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
     run_ranks(
-        [opened(options.base, tasks[name]) for name in options.task or tasks],
+        [opened(BASE, tasks[name]) for name in options.task],
         options.score or SCORES,
         options.power or POWERS,
     )

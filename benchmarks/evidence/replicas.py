@@ -7,15 +7,15 @@ model (no arm is tuned again; its journal must be there).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from arms import Arm, Planner, full_modules, hybrid
 from bases import REPLICAS
 from journal import lines_of, path_of
 from ranks import EQUAL_TO, ranks_arm
-from study import EQUAL, PROBES, RANK, moved, opened, scored
+from study import EQUAL, PROBES, RANK, asked, moved, opened, scored
 from trials import Rates, rates_of
 from world import fine_tuning_tasks, new_world
 
@@ -81,15 +81,9 @@ def run_replica(base: str, seed: int, task_name: str) -> None:
 
 def main() -> None:
     """Read the command line and run."""
-    tasks = tuple(fine_tuning_tasks(new_world()))
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", choices=tuple(REPLICAS), action="append")
-    parser.add_argument("--task", choices=tasks, action="append")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for base in options.base or REPLICAS:
-        for task in options.task or tasks:
-            run_replica(base, REPLICAS[base].seed, task)
+    options = asked(__doc__, REPLICAS)
+    for base, task in product(options.base, options.task):
+        run_replica(base, REPLICAS[base].seed, task)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 from analysis import CONFIDENCE, lora_of_size, losses, percent
 from arm_table import Arms, finished_arms
 from bases import REPLICAS
+from published import heading
 from ranks import EQUAL_TO, name_of
 from replicas import DRAWS, LARGEST, MOVED, RANKED, SCORES, UNIFORM_RANKS
 from scipy.stats import t
@@ -68,7 +69,7 @@ def over_equal(arms: Arms, name: str) -> float:
 def replicas_table(replicas: Mapping[str, Sequence[Arms]]) -> list[str]:
     """Gap recovered, and loss against LoRA of equal size, over base models."""
     heads = [f"{task} ({len(found)} models)" for task, found in replicas.items()]
-    lines = [f"| chosen by | {' | '.join(heads)} | mean |", "|---" * (len(heads) + 2) + "|"]
+    lines = heading("chosen by", *heads, "mean")
     count = min(len(found) for found in replicas.values())
     for name in names():
         rows = [[recovered(arms, name) for arms in found] for found in replicas.values()]
@@ -76,8 +77,7 @@ def replicas_table(replicas: Mapping[str, Sequence[Arms]]) -> list[str]:
         average = Spread(values=np.mean([row[:count] for row in rows], axis=0).tolist())
         cells = [str(Spread(values=row)) for row in rows]
         lines.append(f"| {name.removeprefix('hybrid ')} | {' | '.join(cells)} | {average} |")
-    lines += ["", f"| loss against LoRA of equal size | {' | '.join(heads)} |",
-              "|---" * (len(heads) + 1) + "|"]  # fmt: skip
+    lines += ["", *heading("loss against LoRA of equal size", *heads)]
     for name in names():
         rows = [[over_equal(arms, name) for arms in found] for found in replicas.values()]
         spreads = [Spread(values=row) for row in rows]

@@ -6,7 +6,6 @@ than not, and goes on with rewards only. Finished arms are kept like those of `s
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 import warnings
@@ -21,6 +20,7 @@ from arms import Arm, Planner, hybrid, seeded
 from bases import load_base
 from datasets import Dataset
 from journal import REWARDED, Journal, path_of
+from published import parsed
 from stacked import Trained, Trial, train
 from study import RANK, equal_arm
 from transformers import LlamaForCausalLM
@@ -97,7 +97,6 @@ def measured(model: Any, asked: Sequence[Row]) -> tuple[list[float], float]:
     """Lost reward of four sampled answers to each prompt, and the share of right answers.
 
     Args:
-        model: A model, wrapped or not.
         asked: Prompts of one length, with answers.
 
     Returns:
@@ -227,11 +226,9 @@ def run_study(base: str, only: Sequence[str] | None = None) -> None:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", default="small")
-    parser.add_argument("--arm", action="append", help="name of an arm; all where none is named")
+    arm = {"action": "append", "help": "name of an arm; all where none is named"}
+    options = parsed(__doc__, base="small", arm=arm)
     torch.set_num_threads(1)
-    options = parser.parse_args()
     run_study(options.base, options.arm)
 
 

@@ -53,9 +53,7 @@ def train(
 
     Args:
         model: The wrapped model; what requires a gradient is trained. It is not changed.
-        trials: The trainings.
         batches: Gives the batch of a seed and a step.
-        steps: Optimizer steps.
         measured: Steps after which the test loss is measured; the last one always is.
         tuning: Examples that choose the learning rate.
         test: Examples that are reported.

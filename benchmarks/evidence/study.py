@@ -7,9 +7,11 @@ study goes on. `tables.py` makes the tables.
 
 from __future__ import annotations
 
-import argparse
 import time
+from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from adaptive import train_adalora
 from arms import BASELINES, Arm, Planner, full_modules, hybrid, start_values
 from bases import BASES
 from journal import Journal, path_of
+from published import parsed
 from stacked import Tensors, Trained, Trial, example_losses
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -47,9 +50,6 @@ def scored(
     """Scores of a model on examples of the task.
 
     Args:
-        study: The task.
-        model: The model.
-        probes: Number of examples.
         draw: Other numbers draw other examples; 1 and 2 draw those that are held out.
         **options: Of `hlscore.rank`; without them the scores are those of gradients.
     """
@@ -234,18 +234,24 @@ def opened(base: str, task: Task, device: str = "cpu") -> Study:
     )  # fmt: skip
 
 
+def asked(description: str | None, bases: Iterable[str], **more: Any) -> Namespace:
+    """The command line of a part of the study: base models, tasks, and more options."""
+    chosen = {
+        name: {"choices": known, "action": "append"}
+        for name, known in (("base", [*bases]), ("task", [*fine_tuning_tasks(new_world())]))
+    }
+    options = parsed(description, **chosen, **more)
+    options.base = options.base or chosen["base"]["choices"]
+    options.task = options.task or chosen["task"]["choices"]
+    torch.set_num_threads(1)
+    return options
+
+
 def main() -> None:
     """Read the command line and run."""
-    tasks = fine_tuning_tasks(new_world())
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", choices=tuple(BASES), action="append")
-    parser.add_argument("--task", choices=tuple(tasks), action="append")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for base in options.base or BASES:
-        for name in options.task or tasks:
-            run_study(base, tasks[name], options.device)
+    options = asked(__doc__, BASES, device="cpu")
+    for base, task in product(options.base, options.task):
+        run_study(base, fine_tuning_tasks(new_world())[task], options.device)
 
 
 if __name__ == "__main__":

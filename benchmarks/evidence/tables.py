@@ -7,22 +7,24 @@ tables into `README.md`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from analysis import (
     against,
     agreement,
     gap_recovered,
     lora_of_size,
+    losses,
     mean,
     percent,
     self_agreement,
 )  # fmt: skip
 from arm_table import Arms, arm_table, finished_arms, result_of, uniform
 from bases import BASES, REPLICAS
-from published import publish
-from ranks_table import ranks_table
+from published import heading, publish
+from ranks import EQUAL_TO, POWERS, SCORES, name_of
 from replicas import DRAWS as REPLICA_DRAWS
 from replicas import FIRST
 from replicas_table import finished_replicas, replicas_table
@@ -30,6 +32,8 @@ from study import DRAWS, EQUAL, GRADIENT_SCORES, RANDOM, RANK, WEIGHT_SCORES
 from world import fine_tuning_tasks, new_world
 
 Studies = dict[tuple[str, str], Arms]
+# Logarithm of a plan's loss over that of LoRA of one rank with as many parameters.
+Ratios = dict[tuple[str, float], dict[tuple[str, int], float]]
 
 
 def finished() -> Studies:
@@ -48,7 +52,7 @@ def score_table(studies: Studies) -> list[str]:
     names += [RANDOM, EQUAL, "hybrid oracle", "hybrid hls after a quarter of a LoRA run",
               "hybrid hls after a LoRA run", "hybrid tail of a short update"]  # fmt: skip
     heads = [f"{base}, {task}" for base, task in studies]
-    lines = [f"| chosen by | {' | '.join(heads)} | mean |", "|---" * (len(heads) + 2) + "|"]
+    lines = heading("chosen by", *heads, "mean")
     for name in names:
         figures = [
             gap_recovered(arms[name], arms[f"lora r={RANK}"], arms["full"])
@@ -69,7 +73,7 @@ def rival_table(studies: Studies) -> list[str]:
              "hybrid hls r=8", "hybrid spectral", RANDOM, EQUAL, "hybrid oracle",
              "hybrid tail of a short update"]  # fmt: skip
     heads = [f"{base}, {task}" for base, task in studies]
-    lines = [f"| hybrid | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines = heading("hybrid", *heads)
     for name in names:
         cells = []
         for arms in studies.values():
@@ -87,7 +91,7 @@ def oracle_table(studies: Studies) -> list[str]:
     """Agreement of each score with the gain of each module alone."""
     known = {key: arms["oracle"] for key, arms in studies.items() if "oracle" in arms}
     heads = [f"{base}, {task}" for base, task in known]
-    lines = [f"| tau with the oracle | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines = heading("tau with the oracle", *heads)
     cells = [f"{self_agreement(item['gains']):.2f}" for item in known.values()]
     lines.append(f"| the oracle itself, seed against seed | {' | '.join(cells)} |")
     for score in (*GRADIENT_SCORES, *WEIGHT_SCORES, "n_params", "random"):
@@ -98,6 +102,58 @@ def oracle_table(studies: Studies) -> list[str]:
             cells.append(" / ".join("?" if tau is None else f"{tau:.2f}" for tau in taus))
         lines.append(f"| {score} | {' | '.join(cells)} |")
     return lines
+
+
+def ratios_of(studies: Mapping[str, Arms]) -> Ratios:
+    """How plans of each score and power do, by task and cost.
+
+    Returns:
+        Of each score and power that is finished everywhere, the ratios.
+    """
+    found: Ratios = {}
+    for score in SCORES:
+        for power in sorted(POWERS, reverse=True):
+            cells = {
+                (task, rank): float(
+                    np.log(losses(arms[name]).mean() / losses(arms[f"lora r={rank}"]).mean())
+                )
+                for task, arms in studies.items()
+                for rank in EQUAL_TO
+                if (name := name_of(score, rank, power)) in arms
+            }
+            if len(cells) == len(studies) * len(EQUAL_TO):
+                found[score, power] = cells
+    return found
+
+
+def fitted(ratios: Ratios, score: str, tasks: Sequence[str]) -> float:
+    """The power with the lowest mean ratio on some tasks."""
+    known = {
+        power: float(np.mean([ratio for (task, _), ratio in cells.items() if task in tasks]))
+        for (name, power), cells in ratios.items()
+        if name == score
+    }
+    return min(known, key=lambda power: known[power])
+
+
+def ranks_table(studies: Mapping[str, Arms]) -> list[str]:
+    """Loss of every plan of ranks against one rank of equal cost, and of the fitted ones."""
+    ratios, tasks = ratios_of(studies), list(studies)
+    keys = [(task, rank) for task in tasks for rank in EQUAL_TO]
+    heads = [f"{task}, r={rank}" for task, rank in keys]
+    lines = heading("score, power", *heads, "mean")
+    for (score, power), cells in ratios.items():
+        lines.append(_row(f"{score}, {power:g}", [cells[key] for key in keys]))
+    for score in dict.fromkeys(name for name, _ in ratios):
+        powers = {task: fitted(ratios, score, [t for t in tasks if t != task]) for task in tasks}
+        tested = [ratios[score, powers[task]][task, rank] for task, rank in keys]
+        lines.append(_row(f"{score}, power fitted on the two other tasks", tested))
+    return lines
+
+
+def _row(name: str, ratios: Sequence[float]) -> str:
+    cells = [f"{100 * np.expm1(ratio):+.1f} %" for ratio in (*ratios, float(np.mean(ratios)))]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def sections(studies: Studies) -> list[str]:

@@ -86,10 +86,8 @@ class Study:
     def run(self, arm: Arm, rates: Rates | None = None, **search: Any) -> None:
         """Train an arm with every seed, unless that is done, and keep what comes of it.
 
-        Args:
-            arm: The arm.
-            rates: Learning rates found elsewhere; else they are tuned on seeds of their own.
-            **search: Where the search for rates begins and ends, see `tune`.
+        Rates that are not given are tuned on seeds of their own; where that search begins and ends
+        is said as for `tune`.
         """
         if arm.name in self.journal.arms:
             return
@@ -178,8 +176,6 @@ def tune(
     """Try the learning rates of a kind of arm, and those around the best until none is better.
 
     Args:
-        kind: `full`, `lora` or `hybrid`.
-        run: Trains.
         full_rates: Rates of full modules to begin with.
         lora_rates: Rates of adapters to begin with.
         most: Pairs of rates after which the search ends.

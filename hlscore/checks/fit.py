@@ -8,19 +8,9 @@ from dataclasses import replace
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.rule import Case, Finding, finding
 from hlscore.exporters.exporter import find_exporter
-from hlscore.exporters.limits import FaultKind, faults
+from hlscore.exporters.limits import faults
 from hlscore.records import Candidate
 from hlscore.settings import ModelSettings
-
-_TRAINER_CODES: dict[FaultKind, str] = {
-    "mode": "HLS401",
-    "tied": "HLS402",
-    "name": "HLS403",
-    "experts": "HLS404",
-    "read_past": "HLS405",
-    "ranks": "HLS406",
-    "whole": "HLS407",
-}
 
 
 def check_trainers(case: Case) -> Iterator[Finding]:
@@ -30,7 +20,7 @@ def check_trainers(case: Case) -> Iterator[Finding]:
         for fault in faults(case.plan, find_exporter(name).limits):
             first = fault.modules[0] if fault.modules else ""
             path = ("modules", places[first], "module") if first in places else ("modules",)
-            yield finding(_TRAINER_CODES[fault.kind], f"{name}: {fault.reason}", path)
+            yield finding(fault.code, f"{name}: {fault.reason}", path)
 
 
 def differences(found: Sequence[Candidate], plan: Plan) -> Iterator[Finding]:
@@ -68,7 +58,7 @@ def check_model(case: Case) -> Iterator[Finding]:
     plan, settings = case.plan, case.settings
     if settings.model is None:
         return
-    from hlscore.exporters.base_weights import has_the_weights
+    from hlscore.exporters.base_weights import base_weights
     from hlscore.inputs.identity import structure_hash
     from hlscore.inputs.model import load_shape
     from hlscore.inputs.modules import candidates_of, find_modules
@@ -90,6 +80,9 @@ def check_model(case: Case) -> Iterator[Finding]:
     if structure_hash(candidates_of(found)) != plan.model.fingerprint.structure:
         message = f"'{settings.model}' does not have the structure that the plan was made for."
         yield finding("HLS304", message, (*path, "structure"))
-    if settings.weights and not differing and not has_the_weights(plan, model):
+    if not settings.weights or differing:
+        return
+    _, weights_hash = base_weights(plan, model)
+    if weights_hash() != plan.model.fingerprint.weights:
         message = f"The weights of '{settings.model}' are not those that were scored."
         yield finding("HLS305", message, (*path, "weights"))

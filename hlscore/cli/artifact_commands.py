@@ -21,18 +21,16 @@ _SCORES = option(MISSING, "A scores.parquet written by `hlscore rank`.", argumen
 _PAGE = "report.html"
 
 
-@o.takes_settings
+@o.command()
 def plan(
     settings: Annotated[
         o.Given,
         o.Options(
             PlanSettings,
-            changes={
-                "score": {"default": "the one the report was ranked by"},
-                "rank": {
-                    "help": "LoRA rank; one that the report's curves hold.",
-                    "default": "the report's",
-                },
+            score={"default": "the one the report was ranked by"},
+            rank={
+                "help": "LoRA rank; one that the report's curves hold.",
+                "default": "the report's",
             },
         ),
     ],
@@ -48,13 +46,10 @@ def plan(
 
     **Examples**
 
-    `hlscore plan hlscore-out/builtin-tiny/scores.parquet --budget 0.2 -o plan-20.json`
-
-    `hlscore plan scores.parquet --budget 24GiB --base 4 --optimizer adamw8bit -o plan-24.json`
-
-    `hlscore plan scores.parquet --budget 0.1p --ranks 4,8,16,32,64 --lock "*.down_proj=full"`
-
-    `hlscore plan scores.parquet --budget 0.1 --baseline lora-matched -o baseline.json`
+    - `hlscore plan hlscore-out/builtin-tiny/scores.parquet --budget 0.2 -o plan-20.json`
+    - `hlscore plan scores.parquet --budget 24GiB --base 4 --optimizer adamw8bit -o plan-24.json`
+    - `hlscore plan scores.parquet --budget 0.1p --ranks 4,8,16,32,64 --lock "*.down_proj=full"`
+    - `hlscore plan scores.parquet --budget 0.1 --baseline lora-matched -o baseline.json`
     """
     from hlscore.artifacts.plan_file import write_plan
     from hlscore.artifacts.report import read_report
@@ -83,14 +78,14 @@ def plan(
     print_result(None, made, {PLAN_FILE: target}, top=top, as_json=as_json)
 
 
-@o.takes_settings
+@o.command()
 def report(
     settings: Annotated[
         o.Given,
         o.Options(
             PlanSettings,
             only=("budget",),
-            changes={"budget": {"help": "Budget of the plan, if no plan is given."}},
+            budget={"help": "Budget of the plan, if no plan is given."},
         ),
     ],
     scores: Path = _SCORES,
@@ -112,9 +107,8 @@ def report(
 
     **Examples**
 
-    `hlscore report scores.parquet plan.json -o report.html`
-
-    `hlscore report scores.parquet --budget 0.2 -o report.md`
+    - `hlscore report scores.parquet plan.json -o report.html`
+    - `hlscore report scores.parquet --budget 0.2 -o report.md`
     """
     from hlscore.agreement.sides import named
     from hlscore.artifacts.plan_file import read_plan
@@ -147,13 +141,13 @@ def report(
     print_written(made, target, scores, plan, as_json=as_json)
 
 
-@o.takes_settings
+@o.command()
 def scores(as_json: bool = o.JSON) -> None:
     """List the scores with formula, unit and source.
 
     **Example**
 
-    `hlscore scores`
+    - `hlscore scores`
     """
     from hlscore.scores.registry import SCORES
     from hlscore.views.terminal import Terminal, picked, plain_table, print_json
@@ -179,7 +173,7 @@ def schema() -> None:
 
     **Example**
 
-    `hlscore schema > plan.schema.json`
+    - `hlscore schema > plan.schema.json`
     """
     text = (resources.files("hlscore.artifacts") / "plan.schema.json").read_text("utf-8")
     typer.echo(text, nl=False)

@@ -18,7 +18,7 @@ from hlscore.views.progress import status
 Format = Literal["text", "json", "github", "junit", "sarif"]
 
 
-@o.takes_settings
+@o.command()
 def check(
     settings: Annotated[o.Given, o.Options(CheckSettings)],
     plans: tuple[Path, ...] = option(
@@ -47,13 +47,10 @@ def check(
 
     **Examples**
 
-    `hlscore check hlscore-out/builtin-tiny/plan.json`
-
-    `hlscore check plan.json --model Qwen/Qwen3-8B --for peft --for axolotl`
-
-    `hlscore check plan.json --baseline main.json --max-changed 5% --min-tau 0.6 --format github`
-
-    `hlscore check --explain HLS403`
+    - `hlscore check hlscore-out/builtin-tiny/plan.json`
+    - `hlscore check plan.json --model Qwen/Qwen3-8B --for peft --for axolotl`
+    - `hlscore check plan.json --baseline main.json --max-changed 5% --min-tau 0.6 --format github`
+    - `hlscore check --explain HLS403`
     """
     from hlscore.artifacts.plan_file import start_of_artifact
     from hlscore.checks.configuration import PLANS, read_configuration

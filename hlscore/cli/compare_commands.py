@@ -22,7 +22,6 @@ from hlscore.settings import (
 )
 from hlscore.views.progress import status
 
-_PANEL = "What is compared"
 _OWN = "each run's own"
 _FILE = "A plan.json or a scores.parquet."
 _PLAN_BESIDE = "that of the plan beside them, else"
@@ -37,36 +36,30 @@ def _ranks(text: str, flag: str) -> tuple[int, ...]:
     return found
 
 
-@o.takes_settings
+@o.command("What is compared")
 def compare(
     scores: tuple[Path, ...] = option(
         MISSING, "One scores.parquet, or several to compare runs.", argument=True
     ),
     score: str | None = option(
-        None,
-        "Score of the runs, or of --ranks; `hlscore scores` lists them.",
-        _PANEL,
-        default=_OWN,
+        None, "Score of the runs, or of --ranks; `hlscore scores` lists them.", default=_OWN
     ),
     rank: int | None = option(
         None,
         "LoRA rank; one at which the report has scores.",
-        _PANEL,
         short="r",
         low=1,
         high=LARGEST_RANK,
         default=_OWN,
     ),
     ranks: tuple[int, ...] = option(
-        (), "Compare these LoRA ranks of one run, such as 4,16,64.", _PANEL, parse=_ranks
+        (), "Compare these LoRA ranks of one run, such as 4,16,64.", parse=_ranks
     ),
     within_kinds: bool = option(
-        False,
-        "Also compare within kinds of modules: kind and size explain much of an order.",
-        _PANEL,
+        False, "Also compare within kinds of modules: kind and size explain much of an order."
     ),
     top_k: str = option(
-        "10%", "How many modules count as the highest: a share such as 10%, or a number.", _PANEL
+        "10%", "How many modules count as the highest: a share such as 10%, or a number."
     ),
     as_json: bool = o.JSON,
 ) -> None:
@@ -76,11 +69,9 @@ def compare(
 
     **Examples**
 
-    `hlscore compare hlscore-out/builtin-tiny/scores.parquet`
-
-    `hlscore compare seed-0/scores.parquet seed-1/scores.parquet --score tail --top-k 8`
-
-    `hlscore compare scores.parquet --ranks 4,16,64 --within-kinds`
+    - `hlscore compare hlscore-out/builtin-tiny/scores.parquet`
+    - `hlscore compare seed-0/scores.parquet seed-1/scores.parquet --score tail --top-k 8`
+    - `hlscore compare scores.parquet --ranks 4,16,64 --within-kinds`
     """
     from hlscore.agreement import comparison
     from hlscore.agreement.sides import read_sides
@@ -108,21 +99,19 @@ def compare(
     print_comparison(found, as_json=as_json)
 
 
-@o.takes_settings
+@o.command()
 def diff(
     settings: Annotated[
         o.Given,
         o.Options(
             PlanSettings,
             only=("budget", "score", "rank"),
-            changes={
-                "budget": {
-                    "help": "Budget that scores are planned with, as in `hlscore plan`.",
-                    "default": f"{_PLAN_BESIDE} 0.1",
-                },
-                "score": {"default": f"{_PLAN_BESIDE} the report's"},
-                "rank": {"help": "LoRA rank.", "default": f"{_PLAN_BESIDE} the report's"},
+            budget={
+                "help": "Budget that scores are planned with, as in `hlscore plan`.",
+                "default": f"{_PLAN_BESIDE} 0.1",
             },
+            score={"default": f"{_PLAN_BESIDE} the report's"},
+            rank={"help": "LoRA rank.", "default": f"{_PLAN_BESIDE} the report's"},
         ),
     ],
     a: Path = option(MISSING, _FILE, argument=True),
@@ -137,11 +126,9 @@ def diff(
 
     **Examples**
 
-    `hlscore diff old/plan.json new/plan.json`
-
-    `hlscore diff seed-0/scores.parquet seed-1/scores.parquet --budget 0.2`
-
-    `hlscore diff plan.json scores.parquet --exit-code --json`
+    - `hlscore diff old/plan.json new/plan.json`
+    - `hlscore diff seed-0/scores.parquet seed-1/scores.parquet --budget 0.2`
+    - `hlscore diff plan.json scores.parquet --exit-code --json`
     """
     from hlscore.agreement.difference import difference
     from hlscore.agreement.sides import read_sides

@@ -13,33 +13,30 @@ from hlscore.errors import UsageError
 from hlscore.settings import option, refuse_both
 from hlscore.views.progress import status
 
-_PANEL = "Export"
 _SUGGESTED = "the plan's suggestion"
 
 
-@o.takes_settings
+@o.command("Export")
 def export(
     plan: Path | None = option(None, "A plan.json.", argument=True),
-    to: str | None = option(None, "Format; --list names them.", _PANEL, short="t"),
+    to: str | None = option(None, "Format; --list names them.", short="t"),
     out: Path | None = option(
-        None, "File or folder to write.", short="o", default="beside the plan"
+        None, "File or folder to write.", o.OUTPUT, short="o", default="beside the plan"
     ),
-    list_all: bool = option(False, "List the formats.", _PANEL, name="list"),
+    list_all: bool = option(False, "List the formats.", name="list"),
     nearest: bool = option(
-        False, "If the trainer cannot run the plan, export the nearest one it can.", _PANEL
+        False, "If the trainer cannot run the plan, export the nearest one it can."
     ),
     model: str | None = option(
-        None, "Hub id or directory of the base model.", _PANEL, default="the plan's"
+        None, "Hub id or directory of the base model.", default="the plan's"
     ),
     full_lr: float | None = option(
-        None, "Learning rate of modules trained in full.", _PANEL, above=0, default=_SUGGESTED
+        None, "Learning rate of modules trained in full.", above=0, default=_SUGGESTED
     ),
     lora_lr: float | None = option(
-        None, "Learning rate of the adapters.", _PANEL, above=0, default=_SUGGESTED
+        None, "Learning rate of the adapters.", above=0, default=_SUGGESTED
     ),
-    allow_other_weights: bool = option(
-        False, "Do not warn about a base model with other weights.", _PANEL
-    ),
+    allow_other_weights: bool = option(False, "Do not warn about a base model with other weights."),
     force: bool = o.FORCE,
     as_json: bool = o.JSON,
 ) -> None:
@@ -49,11 +46,9 @@ def export(
 
     **Examples**
 
-    `hlscore export --list`
-
-    `hlscore export plan.json --to axolotl -o hybrid.yaml`
-
-    `hlscore export plan.json --to seed-adapter -o seed/`
+    - `hlscore export --list`
+    - `hlscore export plan.json --to axolotl -o hybrid.yaml`
+    - `hlscore export plan.json --to seed-adapter -o seed/`
     """
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.exporters.exporter import Export, find_exporter
@@ -101,5 +96,5 @@ def export(
         paths = write_files(folder, files)
     notes = (*(str(item.message) for item in caught), *exporter.notes(settings))
     print_export(
-        exporter, asked, target, paths.values(), changes=changes, notes=notes, as_json=as_json
+        exporter, settings, target, paths.values(), changes=changes, notes=notes, as_json=as_json
     )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
 from hlscore.cli import options as o
-from hlscore.errors import BudgetError, UsageError
+from hlscore.errors import UsageError
 from hlscore.settings import (
-    MEMORY_PANEL,
     CandidateSettings,
     MemorySettings,
     ModelSettings,
     PlanSettings,
     option,
+    parse_bytes,
     settings_in,
 )
 from hlscore.views.progress import status
@@ -25,7 +24,7 @@ _Shape = Annotated[
 ]
 
 
-@o.takes_settings
+@o.command()
 def modules(
     settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
@@ -38,9 +37,8 @@ def modules(
 
     **Examples**
 
-    `hlscore modules builtin:tiny`
-
-    `hlscore modules Qwen/Qwen3-8B --all`
+    - `hlscore modules builtin:tiny`
+    - `hlscore modules Qwen/Qwen3-8B --all`
     """
     from hlscore.views.model import print_modules
 
@@ -56,15 +54,13 @@ def modules(
 
 
 def _bytes(text: str, flag: str) -> int:
-    from hlscore.planning.budget import parse_budget
-
-    with suppress(BudgetError):
-        if (size := parse_budget(text)).unit == "bytes":
-            return size.amount
-    raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
+    size = parse_bytes(text) or 0
+    if not 1 <= size <= 2**60:
+        raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
+    return int(size)
 
 
-@o.takes_settings
+@o.command()
 def estimate(
     settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
@@ -72,21 +68,17 @@ def estimate(
         PlanSettings,
         o.Options(
             only=("budget", "rank", *settings_in(MemorySettings)),
-            changes={
-                "budget": {
-                    "help": "Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % "
-                    "of their parameters. 500M: that many parameters.",
-                },
-                "rank": {
-                    "help": "LoRA rank of the modules that are not trained in full.",
-                },
+            budget={
+                "help": "Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % "
+                "of their parameters. 500M: that many parameters."
             },
+            rank={"help": "LoRA rank of the modules that are not trained in full."},
         ),
     ],
     gpu: int | None = option(
         None,
         "Memory of the device, such as 24GiB: say which trainings fit.",
-        MEMORY_PANEL,
+        MemorySettings.panel,
         parse=_bytes,
     ),
     as_json: bool = o.JSON,
@@ -95,9 +87,8 @@ def estimate(
 
     **Examples**
 
-    `hlscore estimate Qwen/Qwen3-8B --gpu 80GiB`
-
-    `hlscore estimate builtin:tiny --budget 0.1p --optimizer adamw8bit --train-length 512`
+    - `hlscore estimate Qwen/Qwen3-8B --gpu 80GiB`
+    - `hlscore estimate builtin:tiny --budget 0.1p --optimizer adamw8bit --train-length 512`
     """
     from hlscore.planning.memory import check_budget, estimate_trainings
     from hlscore.records import ModelShape

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, replace
 from functools import partial, wraps
 from pathlib import Path
 from types import NoneType
@@ -16,9 +16,10 @@ import typer
 from hlscore.errors import UsageError
 from hlscore.settings import DEFAULT_SAMPLES, Setting, build, option, setting_of, settings_in
 
-OUT = option(None, "Folder for the results.", short="o", default="hlscore-out/<model>")
-FORCE = option(False, "Replace existing results.")
-JSON = option(False, "Print the result as JSON for scripts.", name="json")
+OUTPUT = "Output"
+OUT = option(None, "Folder for the results.", OUTPUT, short="o", default="hlscore-out/<model>")
+FORCE = option(False, "Replace existing results.", OUTPUT)
+JSON = option(False, "Print the result as JSON for scripts.", OUTPUT, name="json")
 TOP_HELP = "Modules to show in the table; 0 or all for every one."
 # Data of commands without --objective.
 SUPERVISED: dict[str, dict[str, str]] = {
@@ -44,37 +45,52 @@ def modules_to_show(text: str, flag: str) -> int:
     return (0 if text == "all" else int(text)) or sys.maxsize
 
 
-TOP = option(15, TOP_HELP, default="15", metavar="<int>", parse=modules_to_show)
+TOP = option(15, TOP_HELP, OUTPUT, metavar="<int>", parse=modules_to_show)
 
 
-@dataclass(frozen=True, slots=True)
 class Options:
     """Which fields of a settings class a parameter of a command stands for.
 
     In `Annotated[PlanSettings, Options()]` the parameter receives the settings; in
     `Annotated[Given, Options(PlanSettings)]` only what was typed, by name of the field.
+
+    Args:
+        kind: Class of settings; by default the type of the parameter.
+        only: Fields that become options; by default all of them but those of `without`.
+        **changes: What the option of a field has here in place of what the class says.
     """
 
-    kind: type | None = None  # class of settings; by default the type of the parameter
-    only: tuple[str, ...] = ()  # fields that become options; empty means all
-    without: tuple[str, ...] = ()  # fields that do not
-    # What options of this command have in place of those of the class, such as `help`, by field.
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    def __init__(
+        self,
+        kind: type | None = None,
+        *,
+        only: Iterable[str] = (),
+        without: Iterable[str] = (),
+        **changes: Mapping[str, Any],
+    ) -> None:
+        self.kind, self.only, self.without, self.changes = kind, only, without, changes
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+def command(panel: str = OUTPUT) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command for typer of a function.
 
     A parameter whose default is an `option(...)` is an option of the command; one that is annotated
     with `Options` stands for fields of a settings class.
+
+    Args:
+        panel: Group in the help of the options that name none.
     """
-    hints = get_type_hints(command, include_extras=True)
+    return partial(_command, panel=panel)
+
+
+def _command(function: Callable[..., None], panel: str) -> Callable[..., None]:
+    hints = get_type_hints(function, include_extras=True)
     every: dict[str, Setting] = {}
     own: dict[str, Setting] = {}
     groups: dict[str, tuple[Any, list[str]]] = {}
-    for name, parameter in inspect.signature(command).parameters.items():
+    for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is not inspect.Parameter.empty:
-            own[name] = setting_of(name, hints[name], parameter.default, "Output")
+            own[name] = setting_of(name, hints[name], parameter.default, panel)
             every[name] = own[name]
             continue
         kind, options = get_args(hints[name])
@@ -86,7 +102,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         groups[name] = kind, list(chosen)
         every |= chosen
 
-    @wraps(command)
+    @wraps(function)
     def run(context: typer.Context, **values: Any) -> None:
         typed = {
             name: every[name].read(value)
@@ -99,7 +115,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             # Some settings have a constructor of their own: what was typed decides about the rest.
             make = getattr(kind, "of", partial(build, kind))
             found[name] = given if kind is Given else make(given)
-        command(**found)
+        function(**found)
 
     parameters = [
         inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
@@ -128,7 +144,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         metavar = f"<{held.__name__}>"
     if default is MISSING:
         default = inspect.Parameter.empty
-    elif several or own.default or own.parse or default is None:
+    elif several or own.default or default in (None, ()):
         default, kind = None, Union[kind, NoneType]  # noqa: UP007 - the type is made here
     elif kind is str:
         default = f"{default:g}" if isinstance(default, float) else str(default)

@@ -13,11 +13,11 @@ from hlscore.unfinished import remove_unfinished, unfinished_runs
 from hlscore.views.progress import status, terminal_progress, warn
 
 if TYPE_CHECKING:
-    from hlscore.flow import RankResult
+    from hlscore.flow.result import RankResult
     from hlscore.rollouts.records import RolloutSet
 
 
-@o.takes_settings
+@o.command()
 def rank(
     settings: Annotated[RankSettings, o.Options(without=("baseline",))],
     out: Path | None = o.OUT,
@@ -36,42 +36,29 @@ def rank(
 
     **Examples**
 
-    `hlscore rank builtin:tiny --budget 0.1`
-
-    `hlscore rank Qwen/Qwen3-0.6B --data train.jsonl --rank 32`
-
-    `hlscore rank ./model --budget 0.1p --column prompt=question --column completion=answer`
-
-    `hlscore rank ./model --data prompts.jsonl --objective grpo --reward math`
-
-    `hlscore rank ./model --data pairs.jsonl --objective dpo --beta 0.1`
-
-    `hlscore rank ./model --data train.jsonl --movement gradient`
-
-    `hlscore rank ./model --estimator sketch --load-in 4bit`
-
-    `hlscore rank ./model --data none --score snr`
-
-    `hlscore rank ./model --update ./run-seed-0 --update ./run-seed-1`
-
-    `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
+    - `hlscore rank builtin:tiny --budget 0.1`
+    - `hlscore rank Qwen/Qwen3-0.6B --data train.jsonl --rank 32`
+    - `hlscore rank ./model --budget 0.1p --column prompt=question --column completion=answer`
+    - `hlscore rank ./model --data prompts.jsonl --objective grpo --reward math`
+    - `hlscore rank ./model --data pairs.jsonl --objective dpo --beta 0.1`
+    - `hlscore rank ./model --data train.jsonl --movement gradient`
+    - `hlscore rank ./model --estimator sketch --load-in 4bit`
+    - `hlscore rank ./model --data none --score snr`
+    - `hlscore rank ./model --update ./run-seed-0 --update ./run-seed-1`
+    - `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
     # What can be refused at once is refused before torch is even imported.
     from hlscore.artifacts import files
     from hlscore.planning.problem import check_run_settings
 
     check_run_settings(settings)
-    no_probes = ""  # the option that replaces them
-    if settings.updates:
-        no_probes = "--update"
-    elif settings.data.without_probes:
-        no_probes = "--data none"
+    no_probes = settings.no_probes
     if settings.objective.rewards:
         from hlscore.rollouts.rewards import check_rewards
 
         check_rewards(settings.objective.rewards, settings.objective.reward_weights)
     if dry_run:
-        _forecast(settings, probed=not no_probes, as_json=as_json)
+        _forecast(settings, as_json=as_json)
         return
     process = started_as()
     if no_probes and resume:
@@ -120,9 +107,12 @@ def _score(
 ) -> RankResult | None:
     """Report and plan; `None` in all but the main process."""
     with status("loading torch and transformers"):
-        from hlscore.flow import Storage, rank_model, score_updates, score_weights
+        from hlscore.flow.rank import rank_model
+        from hlscore.flow.updates import score_updates
+        from hlscore.flow.weights_alone import score_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import dtype_warning, load_model, load_sharded
+        from hlscore.unfinished import Storage
     if settings.updates:
         with terminal_progress() as progress:
             return score_updates(settings, progress)[0]
@@ -161,10 +151,10 @@ def _score(
             raise type(error)(error.message, hint=hint.strip()) from error
 
 
-def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
+def _forecast(settings: RankSettings, *, as_json: bool) -> None:
     """Say what a run would do."""
     with status("loading torch and transformers"):
-        from hlscore.flow import forecast, forecast_weights
+        from hlscore.flow.forecast import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import (
             dtype_warning,
@@ -175,9 +165,9 @@ def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
         from hlscore.views.forecast import print_forecast
     device = resolve_device(settings.model.device)
     warn(dtype_warning(settings.model))
-    with status(f"reading configuration{' and probe data' if probed else ''}"):
+    with status(f"reading configuration{'' if settings.no_probes else ' and probe data'}"):
         model, source = load_shape(settings.model)
-        if probed:
+        if not settings.no_probes:
             tokenizer, examples = load_tokenizer(source), read_probes(settings)
             found: Any = forecast(model, tokenizer, examples, settings, device)
         else:

@@ -12,17 +12,17 @@ from typing import Annotated, Any
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import FILTER_PANEL, Filters, option
+from hlscore.settings import Filters, option
 
 _SHOWN = 15
 
 
-@o.takes_settings
+@o.command()
 def show(
     filters: Annotated[Filters, o.Options()],
     file: Path = option(MISSING, "A plan.json or a scores.parquet.", argument=True),
     module: str | None = option(
-        None, "Show one module: its full name or a unique suffix.", FILTER_PANEL, short="m"
+        None, "Show one module: its full name or a unique suffix.", Filters.panel, short="m"
     ),
     sort: str | None = option(
         None,
@@ -45,11 +45,9 @@ def show(
 
     **Examples**
 
-    `hlscore show hlscore-out/builtin-tiny/plan.json --mode full`
-
-    `hlscore show scores.parquet --sort tail --columns residual_ratio,stable_rank --layer 0-3`
-
-    `hlscore show scores.parquet --module layers.0.mlp.down_proj`
+    - `hlscore show hlscore-out/builtin-tiny/plan.json --mode full`
+    - `hlscore show scores.parquet --sort tail --columns residual_ratio,stable_rank --layer 0-3`
+    - `hlscore show scores.parquet --module layers.0.mlp.down_proj`
     """
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.plan_file import read_artifact

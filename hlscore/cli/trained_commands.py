@@ -16,7 +16,6 @@ from hlscore.errors import UsageError
 from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hlscore.settings import (
     DEFAULT_RANK,
-    PLAN_PANEL,
     CandidateSettings,
     CaptureSettings,
     DataSettings,
@@ -36,28 +35,21 @@ _RUN = option(MISSING, "A trained PEFT adapter: directory or hub id.", argument=
 _OUT = option(MISSING, "Folder to write.", short="o")
 _FILES = ("model", "revision", "trust_remote_code")
 _BASE = {
-    "model": {
-        "help": "Base model that the training started from: hub id or directory.",
-        "argument": False,
-    }
+    "help": "Base model that the training started from: hub id or directory.",
+    "argument": False,
 }
-_Base = Annotated[ModelSettings, o.Options(only=(*_FILES, "device"), changes=_BASE)]
+_Base = Annotated[ModelSettings, o.Options(only=(*_FILES, "device"), model=_BASE)]
+_DATA = {"help": "Also load the models and report the loss on this data, before and after."}
 _HeldOut = Annotated[
     DataSettings,
     o.Options(
         only=("data", "columns", "samples", "max_length"),
-        changes={
-            **o.SUPERVISED,
-            "data": {
-                "help": "Also load the models and report the loss on this data, before and after.",
-                "default": "",
-            },
-        },
+        **o.SUPERVISED | {"data": _DATA | {"default": ""}},
     ),
 ]
 
 
-@o.takes_settings
+@o.command()
 def audit(
     base: _Base,
     held_out: _HeldOut,
@@ -67,11 +59,9 @@ def audit(
         o.Options(
             PlanSettings,
             only=("rank",),
-            changes={
-                "rank": {
-                    "help": "LoRA rank beyond which energy is counted.",
-                    "default": f"the plan's, or {DEFAULT_RANK}",
-                }
+            rank={
+                "help": "LoRA rank beyond which energy is counted.",
+                "default": f"the plan's, or {DEFAULT_RANK}",
             },
         ),
     ],
@@ -79,7 +69,7 @@ def audit(
         MISSING, "A PEFT adapter or a fine-tuned model: directory or hub id.", argument=True
     ),
     plan: Path | None = option(
-        None, "The plan.json of the training, to compare with what happened.", PLAN_PANEL
+        None, "The plan.json of the training, to compare with what happened.", PlanSettings.panel
     ),
     out: Path | None = option(
         None,
@@ -97,11 +87,9 @@ def audit(
 
     **Examples**
 
-    `hlscore audit ./hybrid-run --model Qwen/Qwen3-0.6B --plan plan.json`
-
-    `hlscore audit ./full-run --model ./base --json`
-
-    `hlscore audit ./hybrid-run --model ./base --data general.jsonl`
+    - `hlscore audit ./hybrid-run --model Qwen/Qwen3-0.6B --plan plan.json`
+    - `hlscore audit ./full-run --model ./base --json`
+    - `hlscore audit ./hybrid-run --model ./base --data general.jsonl`
     """
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.artifacts.report import write_report
@@ -119,7 +107,8 @@ def audit(
     )
     check_folder(target.parent, (target.name,), force=force)
     with status("loading torch and transformers"):
-        from hlscore.flow import audit_of, score_updates
+        from hlscore.flow.audit import audit_of
+        from hlscore.flow.updates import score_updates
         from hlscore.views.trained import print_audit
     with terminal_progress() as progress:
         result, movements = score_updates(settings, progress)
@@ -134,7 +123,7 @@ def audit(
     print_audit(found, target, plan, losses, top=top, as_json=as_json)
 
 
-@o.takes_settings
+@o.command()
 def extract_lora(
     base: _Base,
     held_out: _HeldOut,
@@ -143,7 +132,7 @@ def extract_lora(
     max_rank: int = option(
         64,
         "Largest LoRA rank; vLLM loads up to 512.",
-        PLAN_PANEL,
+        PlanSettings.panel,
         low=1,
         high=512,
         hint="Use 1 to 512: vLLM loads no more.",
@@ -151,7 +140,7 @@ def extract_lora(
     max_error: float | None = option(
         None,
         "Largest relative error of a module's update: takes the smallest rank within it.",
-        PLAN_PANEL,
+        PlanSettings.panel,
         above=0,
         below=1,
         hint="Use a share, such as 0.05.",
@@ -168,9 +157,8 @@ def extract_lora(
 
     **Examples**
 
-    `hlscore extract-lora ./hybrid-run --model Qwen/Qwen3-0.6B -o ./plain --max-rank 64`
-
-    `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
+    - `hlscore extract-lora ./hybrid-run --model Qwen/Qwen3-0.6B -o ./plain --max-rank 64`
+    - `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
     """
     check_folder(out, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), force=force)
     adapter = _opened(run, base)
@@ -194,9 +182,9 @@ def extract_lora(
     print_plain_adapter(found, losses, base.model, out, top=top, as_json=as_json)
 
 
-@o.takes_settings
+@o.command()
 def merge(
-    base: Annotated[ModelSettings, o.Options(only=_FILES, changes=_BASE)],
+    base: Annotated[ModelSettings, o.Options(only=_FILES, model=_BASE)],
     run: str = _RUN,
     out: Path = _OUT,
     force: bool = o.FORCE,
@@ -208,7 +196,7 @@ def merge(
 
     **Examples**
 
-    `hlscore merge ./hybrid-run --model Qwen/Qwen3-0.6B -o ./merged`
+    - `hlscore merge ./hybrid-run --model Qwen/Qwen3-0.6B -o ./merged`
     """
     check_folder(out, ("config.json", "model.safetensors"), force=force)
     adapter = _opened(run, replace(base, device="cpu"))

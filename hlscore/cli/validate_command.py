@@ -14,34 +14,23 @@ from typing import Annotated
 from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted, UsageError
-from hlscore.settings import (
-    DEFAULT_SAMPLES,
-    NOT_VALIDATED,
-    VALIDATION_PANEL,
-    ValidateSettings,
-    build,
-    option,
-)
+from hlscore.settings import DEFAULT_SAMPLES, NOT_VALIDATED, ValidateSettings, build, option
 from hlscore.views.progress import status, terminal_progress, warn
 
+_SAMPLES = "all; of a hub data set as many as the steps need"
 
-@o.takes_settings
+
+@o.command()
 def validate(
     given: Annotated[
         o.Given,
         o.Options(
             ValidateSettings,
             without=NOT_VALIDATED,
-            changes={
-                **o.SUPERVISED,
-                "samples": {
-                    "help": o.SUPERVISED["samples"]["help"],
-                    "default": "all; of a hub data set as many as the steps need",
-                },
-            },
+            **o.SUPERVISED | {"samples": o.SUPERVISED["samples"] | {"default": _SAMPLES}},
         ),
     ],
-    plan: Path = option(MISSING, "The plan.json to validate.", VALIDATION_PANEL, short="p"),
+    plan: Path = option(MISSING, "The plan.json to validate.", ValidateSettings.panel, short="p"),
     out: Path | None = o.OUT,
     force: bool = o.FORCE,
     resume: bool = option(False, "Continue an interrupted validation."),
@@ -55,12 +44,11 @@ def validate(
 
     **Examples**
 
-    `hlscore validate builtin:tiny --plan hlscore-out/builtin-tiny/plan.json`
-
-    `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
+    - `hlscore validate builtin:tiny --plan hlscore-out/builtin-tiny/plan.json`
+    - `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
     """
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.views.validation import print_forecast, print_validation
+    from hlscore.views.validation import print_validation, print_validation_forecast
 
     if "samples" not in given:
         given["samples"] = drawn_by_training(build(ValidateSettings, given))
@@ -87,7 +75,7 @@ def validate(
     if dry_run:
         with status("timing a few steps"):
             seconds = run.seconds_per_training(validation)
-        print_forecast(validation, seconds, as_json=as_json)
+        print_validation_forecast(validation, seconds, as_json=as_json)
         return
     journal = folder / run.JOURNAL
     if force and not resume:

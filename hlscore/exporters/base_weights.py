@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError
-from hlscore.exporters.exporter import Export
 from hlscore.inputs.hub import find_model
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, sample_hash, stored_tensors
 from hlscore.settings import ModelSettings
@@ -21,32 +19,15 @@ BaseTensor: TypeAlias = StoredTensor | NewTensor
 _BY_GLOB = ("not_included", "excluded")
 
 
-def base_tensors(export: Export) -> Mapping[str, BaseTensor]:
-    """The tensors of the base model, by the names that its modules have in memory."""
-    plan = export.plan
-    model = ModelSettings(
-        model=export.base,
-        revision=export.adapter["revision"],
-        architecture=plan.model.architecture,
-        ignore_adapter=True,  # the plan names modules of the base model
-    )
-    tensors, weights_hash = _opened(plan, model)
-    if not export.allow_other_weights and weights_hash() != plan.model.fingerprint.weights:
-        warnings.warn(
-            f"The weights of '{model.model}' are not those that the plan was made from: its "
-            "scores may not hold. --allow-other-weights accepts them.",
-            stacklevel=2,
-        )
-    return tensors
+def base_weights(
+    plan: Plan, model: ModelSettings
+) -> tuple[Mapping[str, BaseTensor], Callable[[], str]]:
+    """The tensors of a model that has the names and shapes of a plan.
 
-
-def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
-    """Whether the sampled weights of a model hash to the plan's fingerprint."""
-    return _opened(plan, model)[1]() == plan.model.fingerprint.weights
-
-
-def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor], Callable[[], str]]:
-    """The tensors of a model by name, and a function that hashes samples of its weights."""
+    Returns:
+        Tensors by the names that modules have in memory, and a function that hashes samples of
+        them as the plan's fingerprint of the weights does.
+    """
     stored = stored_tensors(find_model(model, weights=True).directory)
     tensors: Mapping[str, BaseTensor] = stored
     if all(item.parameter in stored for item in plan.modules):

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import get_args
 
 from hlscore.artifacts.plan import Plan, PlanModule, PlanSkipped
 from hlscore.errors import UsageError
@@ -37,10 +37,11 @@ SEED_ADAPTER = (
 _SHOWN = 3
 _UNPACKED = "Plan again with --base 16."
 
-# Which limit is broken: how a module is trained, a tied weight, a name that matches others too,
-# experts that can only be trained together, a weight that is read without its adapter, the number
-# of ranks, or the plan as a whole.
-FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
+# Rules of `hlscore check` that a plan can break: how a module is trained, a tied weight, a name
+# that matches others too, experts that can only be trained together, a weight that is read without
+# its adapter, the number of ranks, and the plan as a whole.
+MODE, TIED, NAME, EXPERTS = "HLS401", "HLS402", "HLS403", "HLS404"
+READ_PAST, RANKS, WHOLE = "HLS405", "HLS406", "HLS407"
 
 
 class ExportError(UsageError):
@@ -82,7 +83,7 @@ PEFT_LIMITS = Limits(trainer="PEFT")
 class Fault:
     """Something in a plan that a trainer cannot do."""
 
-    kind: FaultKind
+    code: str  # of the rule of `hlscore check` that it breaks
     modules: tuple[str, ...]  # full names; empty for the plan as a whole
     reason: str  # what cannot be done and why, in one sentence
     changes: tuple[Choice, ...] = ()  # the nearest that can be done; empty where nothing is
@@ -125,7 +126,7 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
     The sentences are among the notes of the new plan. Raises ExportError where no plan near it
     can be run, such as for a plan that trains nothing.
     """
-    settled: dict[FaultKind, list[Fault]] = {}
+    settled: dict[str, list[Fault]] = {}
     current = plan
     # Every round trains less of some module, or gives all adapters one rank.
     while found := faults(current, limits):
@@ -134,7 +135,7 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
             # What another fault changes already is looked at again in the next round.
             if fault.changes and not any(item.row.module in changes for item in fault.changes):
                 changes |= {item.row.module: item for item in fault.changes}
-                settled.setdefault(fault.kind, []).append(fault)
+                settled.setdefault(fault.code, []).append(fault)
         if not changes:
             raise _refusal(found, limits)
         current = revise(current, changes.values())
@@ -145,13 +146,13 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
         rank = equal_cost_rank(current, plan)
         current = revise(current, [Choice(row=item, mode="lora", rank=rank) for item in adapters])
     now = {item.module: str(choice_of(item)) for item in current.modules}
-    ranks, sentences = settled.pop("ranks", []), []
-    for of_kind in settled.values():
-        for fault in of_kind[:_SHOWN]:
+    ranks, sentences = settled.pop(RANKS, []), []
+    for of_code in settled.values():
+        for fault in of_code[:_SHOWN]:
             shown = "; ".join(now[change.row.module] for change in fault.changes)
             sentences.append(f"{fault.reason} Now {shown}.")
-        if len(of_kind) > _SHOWN:
-            sentences.append(f"And {len(of_kind) - _SHOWN:,} more like these.")
+        if len(of_code) > _SHOWN:
+            sentences.append(f"And {len(of_code) - _SHOWN:,} more like these.")
     if ranks:
         sentences.append(
             f"{ranks[0].reason} Now rank {current.lora_modules[0].rank} for all "
@@ -179,7 +180,7 @@ class _Case:
         self._first_of = dict(sorted(owned, reverse=True))
         self._owners = sorted(self._first_of)
 
-    def against_lora(self, item: PlanModule) -> Iterator[tuple[FaultKind, str]]:
+    def against_lora(self, item: PlanModule) -> Iterator[tuple[str, str]]:
         """Why a module cannot have LoRA, whatever its mode."""
         plan, limits, name = self.plan, self.limits, f"'{item.module}'"
         by_parameter = needs_parameter_name(plan, item)
@@ -193,25 +194,25 @@ class _Case:
         elif not limits.head and item.layer is None and item.form != "embedding":
             where = f"the output head {name}"
         if where:
-            yield "mode", f"{limits.subject} cannot put LoRA on {where}."
+            yield MODE, f"{limits.subject} cannot put LoRA on {where}."
         if not limits.peft:
             return
         if item.module in self._tied:
-            yield "tied", f"LoRA on {name} would merge wrongly: its weight is tied."
+            yield TIED, f"LoRA on {name} would merge wrongly: its weight is tied."
         if is_read_past(plan, item):
             yield (
-                "read_past",
+                READ_PAST,
                 f"LoRA on {name} would have no effect: {plan.model.model_type} models or their "
                 "kernels read the weight without the adapter.",
             )
         if reason := self._matches_too(item, f".{lora_name(plan, item)}"):
-            yield "name", reason
+            yield NAME, reason
         # LoRA on a parameter wraps the module that owns it: names inside it change, and the
         # wrapper takes its input by position only.
         owner = _owner(item)
         if by_parameter and (inside := next(_starting(self._owners, f"{owner}."), "")):
             yield (
-                "name",
+                NAME,
                 f"LoRA on {name} cannot be trained: PEFT would wrap '{owner}', which holds "
                 f"'{self._first_of[inside]}' too.",
             )
@@ -220,13 +221,13 @@ class _Case:
         """What the trainer cannot do with a module."""
         names, frozen = (item.module,), (Choice(row=item, mode="frozen"),)
         if item.mode == "lora":
-            for kind, reason in self.against_lora(item):
-                yield Fault(kind, names, reason, frozen)
+            for code, reason in self.against_lora(item):
+                yield Fault(code, names, reason, frozen)
         if item.mode != "full":
             return
         if not self.limits.full:
             reason = f"{self.limits.subject} cannot train '{item.module}' in full beside LoRA."
-            yield Fault("mode", names, reason, (self._lower(item),))
+            yield Fault(MODE, names, reason, (self._lower(item),))
         if not self.limits.peft:
             return
         others = [other.module for other in self.plan.skipped if other.tied_to == item.module]
@@ -236,9 +237,9 @@ class _Case:
                 f"'{item.module}' cannot be trained in full: its weight is tied, and PEFT keeps "
                 "only embed_tokens and lm_head tied."
             )
-            yield Fault("tied", names, reason, frozen)
+            yield Fault(TIED, names, reason, frozen)
         if reason := self._matches_too(item, full_name(item)):
-            yield Fault("name", names, reason, frozen)
+            yield Fault(NAME, names, reason, frozen)
         start = f"{full_name(item)}."
         for inner in _starting(self._modules, start):
             # The tensors of fused experts lie side by side in one module, with their biases.
@@ -247,7 +248,7 @@ class _Case:
                     f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
                     f"'{full_name(item)}' and would be trained with it."
                 )
-                yield Fault("name", names, reason, (self._lower(item),))
+                yield Fault(NAME, names, reason, (self._lower(item),))
                 break
 
     def of_plan(self) -> Iterator[Fault]:
@@ -268,7 +269,7 @@ class _Case:
             if others:
                 rank = next((item.rank for item in inside if item.mode == "lora"), None)
                 yield Fault(
-                    "experts",
+                    EXPERTS,
                     tuple(item.module for item in full),
                     f"'{full[0].module}' cannot be trained in full without '{others[0]}': PEFT "
                     f"trains all weights of '{holder}' in full, or none.",
@@ -281,38 +282,36 @@ class _Case:
             lowered = [item for item in adapters if item.rank != rank]
             names = tuple(item.module for item in lowered)
             changes = tuple(Choice(row=item, mode="lora", rank=rank) for item in lowered)
-            yield Fault("ranks", names, f"{trainer} has one LoRA rank for all modules.", changes)
+            yield Fault(RANKS, names, f"{trainer} has one LoRA rank for all modules.", changes)
 
         # Packed weights that cannot be trained, and tied ones that would be untied.
         bits = plan.memory.base_bits
         if bits not in limits.bits:
             reason = f"{trainer} trains on weights of 16 bits only."
-            yield Fault("whole", (), reason, way_out=_UNPACKED)
+            yield Fault(WHOLE, (), reason, way_out=_UNPACKED)
         elif bits in limits.packs:
             for module, what in never_packed(plan):
                 reason = (
                     f"{trainer} packs every linear layer into {bits} bits, also '{module}', which "
                     f"is to be {what}."
                 )
-                yield Fault("mode", (module,), reason, way_out=_UNPACKED)
+                yield Fault(MODE, (module,), reason, way_out=_UNPACKED)
         if limits.unties and ties_weights(plan):
             reason = f"{trainer} would untie the embedding that the plan trains in full."
-            yield Fault("tied", (), reason, way_out=SEED_ADAPTER)
+            yield Fault(TIED, (), reason, way_out=SEED_ADAPTER)
 
         # Plans of one mode that the trainer cannot run, and those that train nothing.
         if not plan.full and not adapters:
             if limits.peft or not (limits.full and limits.lora):
-                yield Fault("whole", (), "The plan trains nothing.")
+                yield Fault(WHOLE, (), "The plan trains nothing.")
         elif not adapters and not limits.only_full:
             # The module of the lowest score that can have LoRA; one that was asked for last.
             order = sorted(plan.full, key=lambda item: (item.locked, -item.position))
             lower = [change for change in map(self._lower, order) if change.mode == "lora"]
             reason = f"{trainer} cannot run a plan without LoRA."
-            yield Fault("whole", (), reason, tuple(lower[:1]))
+            yield Fault(WHOLE, (), reason, tuple(lower[:1]))
         elif not plan.full and not limits.only_lora:
-            yield Fault(
-                "whole", (), f"{trainer} cannot run a plan without modules trained in full."
-            )
+            yield Fault(WHOLE, (), f"{trainer} cannot run a plan without modules trained in full.")
 
     def _lower(self, item: PlanModule, rank: int | None = None) -> Choice:
         """The nearest thing below full fine-tuning of a module."""

@@ -18,7 +18,6 @@ from hlscore.flow.weights_alone import modules_to_plan, weight_statistics
 from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import weights_as_trained
-from hlscore.gradients.progress import Storage
 from hlscore.gradients.run import capture, reduce
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
@@ -37,7 +36,7 @@ from hlscore.scores.registry import find_score
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import thread_limit, torch_threads
-from hlscore.unfinished import captures_stored, describe_run, nothing_to_resume
+from hlscore.unfinished import Storage, captures_stored, describe_run, nothing_to_resume
 
 
 def rank_model(

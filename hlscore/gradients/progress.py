@@ -18,6 +18,7 @@ from hlscore.processes import Processes
 from hlscore.unfinished import (
     HALF_WRITTEN,
     PROGRESS_PREFIX,
+    Storage,
     check_same_run,
     nothing_to_resume,
     remove,
@@ -26,15 +27,6 @@ from hlscore.unfinished import (
 _METADATA_KEY = "hlscore"
 # Writing may cost a run about this share of its time, however large the sums are.
 _LARGEST_SHARE = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
-    """Where an unfinished run is stored."""
-
-    folder: Path
-    every_seconds: float
-    resume: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

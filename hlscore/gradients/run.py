@@ -13,7 +13,7 @@ from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.jackknife import draw_resamples
 from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.progress import ProgressFile, Storage
+from hlscore.gradients.progress import ProgressFile
 from hlscore.gradients.self_check import check_weights_kept, sampled_parameters, try_model
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
@@ -29,7 +29,7 @@ from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import workers
-from hlscore.unfinished import describe_run
+from hlscore.unfinished import Storage, describe_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

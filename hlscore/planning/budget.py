@@ -10,13 +10,13 @@ from fractions import Fraction
 from typing import Literal
 
 from hlscore.errors import BudgetError
+from hlscore.settings import parse_bytes
 
 BudgetUnit = Literal["modules", "parameters", "bytes"]
 
 _NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 _SHARE = re.compile(rf"{_NUMBER}\s*(p?)", re.ASCII)
 _COUNT = re.compile(rf"{_NUMBER}\s*([kKMBT])", re.ASCII)
-_MEMORY = re.compile(rf"{_NUMBER}\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
 _COUNTS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _HINT = (
     "Use 0.1 for 10 % of the candidate modules, 0.1p for 10 % of their parameters, 500M for that "
@@ -86,9 +86,8 @@ def parse_budget(text: str) -> Budget:
     unit: BudgetUnit = "parameters"
     if match := _COUNT.fullmatch(plain):
         number = float(match.group(1)) * _COUNTS[match.group(2)]
-    elif match := _MEMORY.fullmatch(plain):
-        unit, power = "bytes", "KMGT".index(match.group(2).upper()) + 1
-        number = float(match.group(1)) * (1024 if match.group(3) else 1000) ** power
+    elif (size := parse_bytes(plain)) is not None:
+        unit, number = "bytes", size
     else:
         raise BudgetError(f"The budget '{text}' is not a share or an amount.", hint=_HINT)
     if not 1 <= number <= _LARGEST:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from hlscore.settings.capture import CaptureSettings, Estimator, PaddingSide, TrialOptimizer
-from hlscore.settings.check import CheckSettings, Drift, Limit, parse_limit
+from hlscore.settings.artifacts import CheckSettings, Drift, Filters, Limit, parse_limit
+from hlscore.settings.capture import CaptureSettings, PaddingSide
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,
     DEFAULT_SAMPLES,
     CandidateSettings,
     DataSettings,
 )
-from hlscore.settings.model import MODEL_PANEL, Dtype, ModelSettings
-from hlscore.settings.objective import Objective, ObjectiveSettings
+from hlscore.settings.model import Dtype, ModelSettings, parse_bytes
+from hlscore.settings.objective import ObjectiveSettings
 from hlscore.settings.option import (
     Setting,
     arguments,
@@ -27,8 +27,6 @@ from hlscore.settings.plan import (
     DEFAULT_RANK,
     LARGEST_ALPHA,
     LARGEST_RANK,
-    MEMORY_PANEL,
-    PLAN_PANEL,
     VALUE_POWER,
     BaseBits,
     Baseline,
@@ -38,18 +36,14 @@ from hlscore.settings.plan import (
     PlanSettings,
     parse_ranks,
 )
-from hlscore.settings.run import RankSettings
-from hlscore.settings.show import FILTER_PANEL, Filters
-from hlscore.settings.validate import NOT_VALIDATED, VALIDATION_PANEL, ValidateSettings
+from hlscore.settings.run import NOT_VALIDATED, RankSettings, ValidateSettings
 
 __all__ = [
-    "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL", "LARGEST_ALPHA",
-    "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL",
-    "VALIDATION_PANEL", "VALUE_POWER",
+    "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "LARGEST_ALPHA", "LARGEST_RANK",
+    "NOT_VALIDATED", "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
-    "Drift", "Dtype", "Estimator", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
-    "Objective", "ObjectiveSettings", "Optimizer", "PaddingSide", "PlanSettings",
-    "RankSettings", "Setting", "TrialOptimizer", "ValidateSettings", "arguments", "build",
-    "changed", "option", "parse_limit", "parse_ranks", "parts_of", "refuse_both", "setting_of",
-    "settings_in",
+    "Drift", "Dtype", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
+    "ObjectiveSettings", "Optimizer", "PaddingSide", "PlanSettings", "RankSettings", "Setting",
+    "ValidateSettings", "arguments", "build", "changed", "option", "parse_bytes", "parse_limit",
+    "parse_ranks", "parts_of", "refuse_both", "setting_of", "settings_in",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from hlscore.settings.option import changed, check, flag_of, option, require
+from hlscore.settings.option import changed, check, flag_of, option, require, settings_in
 
 PaddingSide = Literal["right", "left"]
 SvdMethod = Literal["auto", "full", "randomized"]
@@ -15,8 +15,6 @@ Accumulator = Literal["device", "host"]
 OF_GRADIENTS = ("passes", "groups")
 Movement = Literal["auto", "gradient", "trial", "update"]
 TrialOptimizer = Literal["factored", "sign", "rms"]
-
-CAPTURE_PANEL = "Capture"
 
 
 def default_sketch_size(rank: int) -> int:
@@ -28,7 +26,7 @@ def default_sketch_size(rank: int) -> int:
 class CaptureSettings:
     """How gradients and weight updates are captured and reduced."""
 
-    panel: ClassVar = CAPTURE_PANEL
+    panel: ClassVar = "Capture"
     batch_size: int = option(8, "Examples per pass; changes speed, not scores.", low=1)
     # Side on which shorter examples of a batch are padded; for tests.
     padding_side: PaddingSide = "right"
@@ -100,7 +98,7 @@ class CaptureSettings:
         require(
             self.bootstrap != 1,
             "--bootstrap is 1.",
-            "Use 0 (off), or 2 to 10000: a standard error needs several resamples.",
+            settings_in(CaptureSettings)["bootstrap"].option.hint,
         )
         require(
             self.passes == 1 or self.estimator != "exact",

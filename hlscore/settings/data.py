@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from hlscore.errors import UsageError
-from hlscore.settings.option import check, option, require
+from hlscore.settings.option import check, option, parse_pairs, require
 
-DATA_PANEL = "Probe data"
-MODULES_PANEL = "Modules"
 DEFAULT_SAMPLES = 256
 DEFAULT_MAX_LENGTH = 1024
 NO_DATA = "none"
@@ -22,29 +20,11 @@ ROLES = (
 )  # fmt: skip
 
 
-def parse_columns(pairs: Sequence[str], flag: str) -> dict[str, str]:
-    """Column by role, from `ROLE=COLUMN` pairs."""
-    columns: dict[str, str] = {}
-    for pair in pairs:
-        role, found, column = pair.partition("=")
-        if not (role and found and column):
-            raise UsageError(
-                f"{flag} '{pair}' is not ROLE=COLUMN.", hint="For example prompt=question."
-            )
-        if role in columns:
-            raise UsageError(
-                f"{flag} maps '{role}' twice: to '{columns[role]}' and to '{column}'.",
-                hint="Put both into one column of the data first, or choose one.",
-            )
-        columns[role] = column
-    return columns
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
     """Which probe examples to read."""
 
-    panel: ClassVar = DATA_PANEL
+    panel: ClassVar = "Probe data"
     data: str | None = option(
         None,
         "Hub id, .jsonl .json .csv .parquet .arrow file, directory, builtin:new or "
@@ -61,7 +41,12 @@ class DataSettings:
         "Map a column, such as prompt=question (roles: text, messages, prompt, completion, "
         "chosen, rejected, answer, reward, group, ...; repeatable).",
         name="column",
-        parse=parse_columns,
+        parse=partial(
+            parse_pairs,
+            form="ROLE=COLUMN",
+            example="prompt=question",
+            twice="Put both into one column of the data first, or choose one.",
+        ),
     )
     samples: int = option(
         DEFAULT_SAMPLES,
@@ -98,7 +83,7 @@ class DataSettings:
 class CandidateSettings:
     """Which modules may be ranked."""
 
-    panel: ClassVar = MODULES_PANEL
+    panel: ClassVar = "Modules"
     include: tuple[str, ...] = option(
         (), "Only modules whose full name matches this glob (repeatable)."
     )

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
-from hlscore.errors import UsageError
-from hlscore.settings.option import check, option, refuse_both, require
+from hlscore.settings.option import check, option, parse_pairs, refuse_both, require
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadIn = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"]
 
-MODEL_PANEL = "Model"
-_MEMORY_UNITS = {
-    f"{letter}{base}": (1024 if base == "IB" else 1000) ** power
-    for power, letter in enumerate("KMGT", start=1)
-    for base in ("B", "IB")
-}
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)", re.IGNORECASE | re.ASCII)
+_NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+_MEMORY = re.compile(rf"{_NUMBER}\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
 
 
-def parse_memory(pairs: Sequence[str], flag: str) -> dict[str, str]:
-    """Size by device, from `DEVICE=SIZE` pairs."""
-    sizes: dict[str, str] = {}
-    for pair in pairs:
-        device, found, size = pair.partition("=")
-        if not found:
-            raise UsageError(f"{flag} '{pair}' is not DEVICE=SIZE.", hint="For example 0=20GiB.")
-        if device in sizes:
-            raise UsageError(f"{flag} names device '{device}' twice.")
-        sizes[device] = size
-    return sizes
+def parse_bytes(text: str) -> float | None:
+    """A size such as `24GiB` or `20 GB` in bytes; `None` for another text."""
+    match = _MEMORY.fullmatch(text.strip())
+    if match is None:
+        return None
+    number, prefix, binary = match.groups()
+    step: int = 1024 if binary else 1000
+    return float(number) * float(step ** ("KMGT".index(prefix.upper()) + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """Which model to load, and how."""
 
-    panel: ClassVar = MODEL_PANEL
+    panel: ClassVar = "Model"
     model: str = option(MISSING, "Hub id, local directory, or builtin:tiny.", argument=True)
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     dtype: Dtype = option(
@@ -58,7 +50,9 @@ class ModelSettings:
     max_memory: Mapping[str, str] = option(
         {},
         "Memory for weights of one device, such as 0=20GiB or cpu=64GiB (repeatable).",
-        parse=parse_memory,
+        parse=partial(
+            parse_pairs, form="DEVICE=SIZE", example="0=20GiB", twice="Give one size of a device."
+        ),
     )
     offload_folder: str | None = option(
         None, "Folder for weights that go to disk.", default="a temporary one"
@@ -110,8 +104,9 @@ class ModelSettings:
         )
         for device, size in self.max_memory.items():
             known = device in ("cpu", "mps") or (device.isascii() and device.isdecimal())
+            held = parse_bytes(size)
             require(
-                known and _MEMORY.fullmatch(size) is not None,
+                known and held is not None and held >= 0,
                 f"--max-memory is '{device}={size}'.",
                 "Use DEVICE=SIZE, for example cpu=64GiB or 0=20GiB.",
             )
@@ -119,9 +114,4 @@ class ModelSettings:
     @property
     def max_memory_bytes(self) -> dict[str, int]:
         """`max_memory` in bytes."""
-        found = {}
-        for device, size in self.max_memory.items():
-            match = _MEMORY.fullmatch(size)
-            if match is not None:
-                found[device] = int(float(match[1]) * _MEMORY_UNITS[match[2].upper()])
-        return found
+        return {device: int(parse_bytes(size) or 0) for device, size in self.max_memory.items()}

@@ -15,7 +15,6 @@ PairLossType = Literal[
 ]  # fmt: skip
 RewardScale = Literal["group", "batch", "none"]
 
-OBJECTIVE_PANEL = "Objective"
 DEFAULT_PROMPTS = 128
 DEFAULT_BETA = 0.1
 
@@ -24,7 +23,8 @@ _LOSS_TYPES: dict[str, tuple[str, ...]] = {
     "dpo": get_args(PairLossType),
     "grpo": get_args(PolicyLossType),
 }
-_OF_SAMPLING = (
+# Options of completions that are sampled now.
+OF_SAMPLING = (
     "rewards", "reward_weights", "reward_timeout", "generations", "top_p", "top_k", "stop",
     "generate_batch",
 )  # fmt: skip
@@ -34,15 +34,14 @@ _OF_SAMPLING = (
 class ObjectiveSettings:
     """Which loss is probed, and where its completions come from."""
 
-    panel: ClassVar = OBJECTIVE_PANEL
+    panel: ClassVar = "Objective"
     objective: Objective = option(
         "sft", "The loss of the training to come: cross-entropy, preference pairs, or rewards."
     )
     loss_type: str | None = option(
         None,
-        "grpo: dapo, grpo, dr_grpo or gspo. dpo: sigmoid, hinge, ipo, sigmoid_norm, "
-        "nca_pair, bco_pair, sppo_hard, apo_zero or apo_down. TRL's names (gspo: its grpo "
-        "with importance_sampling_level sequence).",
+        f"grpo: {', '.join(_LOSS_TYPES['grpo'])}. dpo: {', '.join(_LOSS_TYPES['dpo'])}. TRL's "
+        "names (gspo: its grpo with importance_sampling_level sequence).",
         default="dapo or sigmoid, as in TRL",
     )
     beta: float | None = option(
@@ -147,7 +146,7 @@ class ObjectiveSettings:
                 "Remove it, or add the objective.",
             )
             require(
-                self.rollouts is None or name not in _OF_SAMPLING,
+                self.rollouts is None or name not in OF_SAMPLING,
                 f"{flag} is for completions that are sampled now; --rollouts has its own.",
                 "Remove one of them.",
             )

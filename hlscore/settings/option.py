@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -64,16 +64,8 @@ class Setting:
     optional: bool
     default: Any  # `MISSING` where it has to be given
     option: Option  # without a help text where the field is no option
-
-    @property
-    def flag(self) -> str:
-        """Its name on the command line."""
-        return f"--{self.option.name or self.name.replace('_', '-')}"
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
-        """The values to choose from; empty where any of its type may be."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+    flag: str  # its name on the command line
+    choices: tuple[Any, ...]  # the values to choose from; empty where any of its type may be
 
     def read(self, typed: Any) -> Any:
         """The value of a text, of several, or of a switch of the command line; checked."""
@@ -166,7 +158,15 @@ def setting_of(name: str, hint: Any, item: Field[Any], panel: str) -> Setting:
     optional = get_origin(hint) in (Union, types.UnionType) and types.NoneType in get_args(hint)
     if optional:
         (hint,) = (arm for arm in get_args(hint) if arm is not types.NoneType)
-    return Setting(name=name, type=hint, optional=optional, default=default, option=option)
+    return Setting(
+        name=name,
+        type=hint,
+        optional=optional,
+        default=default,
+        option=option,
+        flag=f"--{option.name or name.replace('_', '-')}",
+        choices=get_args(hint) if get_origin(hint) is Literal else (),
+    )
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -182,6 +182,23 @@ def require(condition: bool, message: str, hint: str = "") -> None:
     """Refuse settings unless a condition holds."""
     if not condition:
         raise UsageError(message, hint=hint)
+
+
+def parse_pairs(
+    texts: Sequence[str], flag: str, *, form: str, example: str, twice: str
+) -> dict[str, str]:
+    """Values by name, from `NAME=VALUE` texts; `form`, `example` and `twice` are for errors."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise UsageError(f"{flag} '{text}' is not {form}.", hint=f"For example {example}.")
+        if name in found:
+            raise UsageError(
+                f"{flag} maps '{name}' twice: to '{found[name]}' and to '{value}'.", hint=twice
+            )
+        found[name] = value
+    return found
 
 
 def refuse_both(first: str, second: str, both: bool) -> None:

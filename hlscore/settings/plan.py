@@ -14,8 +14,6 @@ Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd"
 Master = Literal["fp32", "bf16"]
 BaseBits = Literal[16, 8, 4]
 
-PLAN_PANEL = "Plan"
-MEMORY_PANEL = "Training memory"
 LARGEST_RANK = 8192
 LARGEST_ALPHA = 64 * LARGEST_RANK
 DEFAULT_RANK = 16
@@ -35,7 +33,7 @@ def parse_ranks(text: str, flag: str) -> tuple[int, ...]:
 class MemorySettings:
     """What the memory of the training depends on besides the plan."""
 
-    panel: ClassVar = MEMORY_PANEL
+    panel: ClassVar = "Training memory"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     optimizer: Optimizer = option("adamw", "Optimizer of the training.")
@@ -58,7 +56,7 @@ class MemorySettings:
 class PlanSettings:
     """How scores become a plan."""
 
-    panel: ClassVar = PLAN_PANEL
+    panel: ClassVar = "Plan"
     # A plan file holds these settings, and no unknown keys.
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -137,13 +135,12 @@ class PlanSettings:
             "alpha of the same ratio.",
             f"Use an --alpha that is a multiple of {self.rank}.",
         )
-        given = changed(self)
-        for name in ("min_rank", "value_power"):
-            require(
-                bool(self.ranks) or name not in given,
-                f"{flag_of(PlanSettings, name)} is for plans with a rank for each module.",
-                "Give the ranks to choose from: --ranks 1,2,4,8.",
-            )
+        for name in changed(self):
+            if name in ("min_rank", "value_power") and not self.ranks:
+                raise UsageError(
+                    f"{flag_of(PlanSettings, name)} is for plans with a rank for each module.",
+                    hint="Give the ranks to choose from: --ranks 1,2,4,8.",
+                )
         refuse_both("--ranks", "--gated-pairs", bool(self.ranks) and self.gated_pairs != "auto")
         require(
             not self.min_rank or self.min_rank in self.ranks,

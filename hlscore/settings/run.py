@@ -1,4 +1,4 @@
-"""Everything that decides the outcome of a run."""
+"""Everything that decides the outcome of a run of `hlscore rank` or `hlscore validate`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from hlscore.errors import UsageError
-from hlscore.settings.capture import (
-    CAPTURE_PANEL,
-    OF_GRADIENTS,
-    CaptureSettings,
-    default_sketch_size,
-)
+from hlscore.settings.capture import OF_GRADIENTS, CaptureSettings, default_sketch_size
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
-from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
+from hlscore.settings.objective import DEFAULT_PROMPTS, OF_SAMPLING, ObjectiveSettings
 from hlscore.settings.option import build, changed, check, flag_of, option, refuse_both, require
-from hlscore.settings.plan import PLAN_PANEL, PlanSettings
+from hlscore.settings.plan import PlanSettings
 
-# Options that decide which completions are sampled and how they are judged.
-_SAMPLING = (
-    "rewards", "reward_weights", "generations", "temperature", "top_p", "top_k", "max_new_tokens",
-    "stop", "generate_batch",
+# Trainings of a validation run on one device, on weights that are neither quantized nor spread.
+NOT_VALIDATED = (
+    "load_in", "device_map", "max_memory", "offload_folder", "shard", "text_only", "ignore_adapter",
 )  # fmt: skip
 # Options that also count where weights are read from files.
 _READING = (
@@ -35,7 +29,7 @@ _READING = (
 class RankSettings:
     """Everything that decides the outcome of `hlscore rank`."""
 
-    panel: ClassVar = CAPTURE_PANEL
+    panel: ClassVar = CaptureSettings.panel
     plan: PlanSettings = field(default_factory=PlanSettings)
     data: DataSettings = field(default_factory=DataSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
@@ -51,10 +45,12 @@ class RankSettings:
     )
     # Without probes, and where such a score decides, that is done anyway.
     weight_scores: bool = option(
-        False, "Decompose the weights beside the probes: adds snr, spectral, kappa.", PLAN_PANEL
+        False,
+        "Decompose the weights beside the probes: adds snr, spectral, kappa.",
+        PlanSettings.panel,
     )
     # Sampling, halves, sketches, resamples and the `random` score.
-    seed: int = option(0, "Seed of every draw.", low=0, hint="Use 0 to 2**63 - 1.")
+    seed: int = option(0, "Seed of every draw.", low=0, high=2**63 - 1, hint="Use 0 to 2**63 - 1.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RankSettings:
@@ -70,35 +66,30 @@ class RankSettings:
             filled["score"] = "snr" if filled.get("data") == NO_DATA else "hls"
         of_trials = [name for name in values if name.startswith("trial")]
         of_gradients = [name for name in OF_GRADIENTS if name in values]
-        moved = filled.get("movement", "auto")
-        if moved == "auto" and filled.get("updates"):
-            moved = "update"
-        elif moved == "auto" and (of_trials or of_gradients):
-            moved = "trial" if of_trials else "gradient"
+        moved = values.get("movement", "auto")
+        if moved == "auto":
+            usual = "trial" if of_trials else "gradient" if of_gradients else "auto"
+            moved = "update" if values.get("updates") else usual
         filled["movement"] = moved
         for name in {"trial": of_gradients, "gradient": of_trials}.get(moved, [])[:1]:
-            other = f"--movement {moved}"
+            asked = f"--movement {moved}"
             if "movement" not in values:
-                other = flag_of(CaptureSettings, of_trials[0])
-            raise UsageError(
-                f"{flag_of(CaptureSettings, name)} and {other} are mutually exclusive.",
-                hint="Remove one of them.",
-            )
+                asked = flag_of(CaptureSettings, of_trials[0])
+            refuse_both(flag_of(CaptureSettings, name), asked, True)
         return build(cls, filled)
 
     def sampling(self) -> dict[str, object]:
         """What decides which completions are sampled and how they are judged, as plain data."""
-        probed = asdict(self.objective)
+        probed, names = asdict(self.objective), (*OF_SAMPLING, "temperature", "max_new_tokens")
         return {
             "model": asdict(self.model),
-            "objective": {name: probed[name] for name in _SAMPLING},
+            "objective": {name: probed[name] for name in names if name != "reward_timeout"},
             "seed": self.seed,
         }
 
     def __post_init__(self) -> None:
         """Check the seed, and what belongs together."""
         check(self)
-        require(self.seed < 2**63, f"--seed is {self.seed}.", "Use 0 to 2**63 - 1.")
         size, rank = self.capture.sketch_size, max(self.plan.rank, *self.plan.ranks, 1)
         require(
             size is None or size >= 2 * rank,
@@ -146,19 +137,65 @@ class RankSettings:
             "Give the path or hub id of a finished training.",
         )
         refuse_both("--data none", "--update", bool(self.updates) and self.data.without_probes)
-        if self.updates:
-            self._check_without_probes("--update", "svd", "bootstrap", "movement")
-        elif self.data.without_probes:
-            self._check_without_probes("--data none", "data")
+        if self.no_probes:
+            # Options of probes, and of loading a model. The objective comes first: it decides what
+            # is drawn by default.
+            beside = ("svd", "bootstrap", "movement") if self.updates else ("data",)
+            for part in (self.objective, self.data, self.capture, self.model):
+                for name in changed(part, *beside, *(_READING if part is self.model else ())):
+                    raise UsageError(
+                        f"{flag_of(type(part), name)} is for probes, and {self.no_probes} has "
+                        "none: weights are read from the files, as they are stored.",
+                        hint="Remove one of them.",
+                    )
 
-    def _check_without_probes(self, why: str, *beside: str) -> None:
-        """Refuse options that say how to probe, or how to load a model that is not loaded."""
-        # The objective comes first: it decides what is drawn by default.
-        for part in (self.objective, self.data, self.capture, self.model):
-            for name in changed(part, *beside, *(_READING if part is self.model else ())):
-                require(
-                    False,
-                    f"{flag_of(type(part), name)} is for probes, and {why} has none: weights are "
-                    "read from the files, as they are stored.",
-                    "Remove one of them.",
-                )
+    @property
+    def no_probes(self) -> str:
+        """The option for which nothing is probed; empty where something is."""
+        if self.updates:
+            return "--update"
+        return "--data none" if self.data.without_probes else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateSettings:
+    """How the short trainings of `hlscore validate` run."""
+
+    panel: ClassVar = "Validation"
+    model: ModelSettings
+    steps: int = option(60, "Optimizer steps of each training.", low=2, high=10**6)
+    # Each has its own examples, adapters and random draw.
+    seeds: int = option(3, "Trainings of each arm that are reported.", low=2, high=1000)
+    batch_size: int = option(8, "Sequences per step.", low=1, high=2**16)
+    held_out: float = option(
+        0.3,
+        "Share of the examples that is not trained on; half of it chooses the rates.",
+        above=0,
+        below=1,
+        hint="Use a share such as 0.3.",
+    )
+    full: bool = option(True, "Train in full too: without it no gap is known.")
+    also: str | None = option(
+        None, "Other data, in the same columns: report the loss there before and after."
+    )
+    data: DataSettings = field(default_factory=DataSettings)
+    assistant_only_loss: bool = option(
+        False,
+        "Of conversations, count only the assistant's tokens (TRL's option).",
+        ObjectiveSettings.panel,
+    )
+    seed: int = option(0, "Seed of every draw.")
+
+    def __post_init__(self) -> None:
+        """Check every field, and the data."""
+        check(self)
+        require(
+            not self.data.without_probes,
+            "--data none has nothing to train on.",
+            "Give examples, or remove it for the built-in ones.",
+        )
+        require(
+            self.also is None or (self.also not in ("", NO_DATA) and self.also != self.data.data),
+            f"--also is '{self.also}', and forgetting is measured on other data.",
+            "Give examples of what the model should still do.",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,14 @@ class HybridTrainerMixin:
         **kwargs: Any,
     ) -> None:
         self.plan = plan if isinstance(plan, Plan) else read_plan(plan)
-        self._group_settings = {
-            "full_lr": full_lr,
-            "lora_lr": lora_lr,
-            "weight_decay": weight_decay,
-            "full_weight_decay": full_weight_decay,
-        }
+        self._weight_decay = weight_decay
+        self._groups = partial(
+            param_groups,
+            plan=self.plan,
+            full_lr=full_lr,
+            lora_lr=lora_lr,
+            full_weight_decay=full_weight_decay,
+        )
         self._rates: dict[str, float] = {}
         args, kwargs = self._with_plan(args, kwargs, allow_other_weights)
         super().__init__(*args, **kwargs)
@@ -96,10 +99,8 @@ class HybridTrainerMixin:
                     f"The optimizer '{self.args.optim}' makes groups of its own.",
                     hint="Use one that takes groups, such as adamw_torch.",
                 )
-            chosen = dict(self._group_settings)
-            if chosen["weight_decay"] is None:
-                chosen["weight_decay"] = self.args.weight_decay
-            groups = param_groups(trained, self.plan, **chosen)  # type: ignore[arg-type]
+            decay = self.args.weight_decay if self._weight_decay is None else self._weight_decay
+            groups = self._groups(trained, weight_decay=decay)
             # The trainer takes `params` from here in place of groups of its own.
             self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
         try:

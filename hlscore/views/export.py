@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import Exporter, exporter_names, find_exporter
+from hlscore.exporters.exporter import Export, Exporter, exporter_names, find_exporter
 from hlscore.views.terminal import Terminal, picked, plain_table, print_json
 from hlscore.wording import count
 
@@ -39,7 +38,7 @@ def print_exporters(*, as_json: bool) -> None:
 
 def print_export(
     exporter: Exporter,
-    plan: Plan,
+    export: Export,
     target: Path,
     files: Collection[Path],
     *,
@@ -54,7 +53,7 @@ def print_export(
             "notes": notes,
         })  # fmt: skip
         return
-    console, totals = Terminal(), plan.totals
+    console, plan, totals = Terminal(), export.plan, export.plan.totals
     modules = f"{count(totals.candidate_modules, 'module')} of {plan.model.name}"
     modes = (
         f"{totals.full_modules} full, {totals.lora_modules} LoRA, {totals.frozen_modules} frozen"
@@ -64,7 +63,5 @@ def print_export(
     console.notes(changes, label="changed")
     console.notes(notes)
     if exporter.usage:
-        probed = plan.provenance.probes.objective
-        objective = "sft" if probed == "none" else probed
-        usage = exporter.usage.replace("{out}", str(target)).replace("{objective}", objective)
+        usage = exporter.usage.replace("{out}", str(target)).replace("{objective}", export.loss)
         console.next_steps((usage, ""))

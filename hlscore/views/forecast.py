@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.flow import Forecast, WeightForecast
+from hlscore.flow.forecast import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
 from hlscore.settings import RankSettings
 from hlscore.views.summary import probed
@@ -85,6 +85,6 @@ def print_forecast(
     full = f"at most {count(limit, unit)} in full"
     lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full
     console = Terminal()
-    console.labelled(lines, width=10)
+    console.labelled(lines.items(), width=10)
     console.notes(notes)
     console.dim("Nothing was run or written.")

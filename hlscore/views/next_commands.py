@@ -12,6 +12,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.settings import NOT_VALIDATED, PlanSettings, RankSettings, ValidateSettings, arguments
+from hlscore.settings.objective import OF_SAMPLING
 from hlscore.views.terminal import command
 
 Step = tuple[str, str]  # a command and its purpose
@@ -56,8 +57,7 @@ def after_rank(report: ScoreReport, plan: Plan, paths: Mapping[str, Path]) -> It
         # The file has the prompts, how they were completed, and the rewards.
         known = (
             "model", "data", "config", "split", "columns", "samples", "objective", "loss_type",
-            "beta", "rollouts", "rewards", "reward_weights", "reward_timeout", "generations",
-            "temperature", "top_p", "top_k", "stop", "generate_batch",
+            "beta", "rollouts", "temperature", *OF_SAMPLING,
         )  # fmt: skip
         words = arguments(RankSettings, run, without=known)
         words += ["--loss-type", other, "-o", other]

@@ -65,7 +65,7 @@ def print_plan_modules(
     console.modules(headings, lines, of=len(modules), texts=1)
     print_heat_map(console, modules, score, "score")
     console.print()
-    console.labelled(summary(plan))
+    console.labelled(summary(plan).items())
 
 
 def print_written(

@@ -162,7 +162,7 @@ def _print_plan_module(
         "chosen": "" if chosen is None else f"in {chosen_in(chosen)} of the resamples",
         "remark": item.remark,
     }
-    console.labelled(lines, width=_LABEL_WIDTH)
+    console.labelled(lines.items(), width=_LABEL_WIDTH)
     table = plain_table("cost", "parameters", "memory", "")
     for way, size in costs:
         planned = (way.mode, way.rank) == (item.mode, item.rank or 0)
@@ -207,7 +207,7 @@ def _print_row(
     lines["spectrum"] = " · ".join(
         f"{name} {measure(value)}" for name, value in spectrum.items() if value is not None
     )
-    console.labelled(lines, width=_LABEL_WIDTH)
+    console.labelled(lines.items(), width=_LABEL_WIDTH)
     commands = [(command("show", path, "--kind", row.kind), "its kind in every layer")]
     if row.is_candidate:
         table = plain_table("score", "value", "± se", "95 % interval", "estimator's error", "place")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,13 +88,10 @@ class Terminal(Console):
         self.print(table, end="")
 
     def labelled(
-        self,
-        lines: Mapping[str, str] | Iterable[tuple[str, str]],
-        width: int = 8,
-        style: str = "bold",
+        self, lines: Iterable[tuple[str, str]], width: int = 8, style: str = "bold"
     ) -> None:
         """Print texts behind labels that take `width` columns; empty texts are left out."""
-        for label, text in lines.items() if isinstance(lines, Mapping) else lines:
+        for label, text in lines:
             if text:
                 indented = text.replace("\n", f"\n{' ' * width}")
                 self.print(Text.assemble((f"{label:<{width}}", style), indented))

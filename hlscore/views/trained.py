@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hlscore.flow import Audit
+from hlscore.flow.audit import Audit
 from hlscore.serving import ENGINE_RANKS, PlainAdapter
 from hlscore.views.summary import headline, run_notes
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json

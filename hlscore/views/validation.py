@@ -129,7 +129,7 @@ def print_validation(
     console.next_steps(*commands)
 
 
-def print_forecast(validation: Validation, seconds: float, *, as_json: bool) -> None:
+def print_validation_forecast(validation: Validation, seconds: float, *, as_json: bool) -> None:
     """Print what a validation will take, at so many seconds per training."""
     console, steps = Terminal(), validation.settings.steps
     least, most = validation.trainings

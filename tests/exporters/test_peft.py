@@ -317,8 +317,13 @@ def test_names_that_peft_would_match_besides(other: str, lora: bool, full: bool)
 def test_one_rank_for_all_costs_no_more_than_the_ranks_did(
     locks: tuple[str, ...], rank: int
 ) -> None:
-    near, _ = nearest(family_plan("llama", *locks, rank=4), Limits(trainer="x", ranks=False))
+    plan = family_plan("llama", *locks, rank=4)
+    near, said = nearest(plan, Limits(trainer="x", ranks=False))
     assert {(item.rank, item.alpha) for item in near.lora_modules} == {(rank, 2 * rank)}
+    asked, trained = plan.totals.trained_params, near.totals.trained_params
+    # One rank more would train more than the plan asks for.
+    assert trained <= asked < trained + near.totals.lora_params // rank
+    assert said[-1] == f"Trained parameters: {asked:,} in the plan, {trained:,} in the export."
 
 
 def test_plans_of_one_mode_only() -> None:

@@ -264,23 +264,6 @@ def test_trainers_get_the_mask_of_the_probes(hybrid: Plan) -> None:
     assert ["train_on_responses_only" in each for each in notes] == [False, True]
 
 
-@pytest.mark.parametrize("name", ["llama-factory", "verl"])
-def test_ranks_of_their_own_are_refused(name: str, ranked: Plan) -> None:
-    with pytest.raises(ExportError, match="one LoRA rank for all modules"):
-        text_of(ranked, name)
-    exported = near(ranked, name)
-    text_of(exported, name)
-    (rank,) = {item.rank for item in exported.lora_modules}
-    assert rank is not None
-    # One rank more would train more than the plan asks for.
-    one_rank = exported.totals.lora_params // rank
-    asked, trained = ranked.totals.trained_params, exported.totals.trained_params
-    assert trained <= asked < trained + one_rank
-    assert exported.notes[-1].endswith(
-        f"Trained parameters: {asked:,} in the plan, {trained:,} in the export."
-    )
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_files_name_their_origin_and_keep_names_and_revisions(name: str, hybrid: Plan) -> None:
     plan = near(hybrid, name)
@@ -385,6 +368,8 @@ REFUSED: list[tuple[str, str, str, tuple[str, ...], dict[str, Any]]] = [
       for name in ("llama-factory", "ms-swift", "twinkle", "unsloth")),
     *((name, "would untie the embedding", "gemma3", ("*embed_tokens=full",), {"embeddings": True})
       for name in ("llama-factory", "ms-swift", "twinkle")),
+    *((name, "one LoRA rank for all modules", "llama", ("*.0.self_attn.q_proj=rank:2",), {})
+      for name in ("llama-factory", "ms-swift", "twinkle", "prime-rl", "verl")),
     ("verl", "in full beside LoRA", "llama", MODES, {}),
     ("verl", "16 bits only", "llama", (), PACKED),
     ("prime-rl", "16 bits only", "llama", MODES, PACKED),

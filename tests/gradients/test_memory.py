@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from types import MethodType
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from problems import by_module, close, completions, probe_set, run_report, settings
+from problems import by_module, completions, differing, probe_set, run_report, settings
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -36,9 +35,6 @@ ON_HOST = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
     "you tried to allocate 549755813888 bytes. Error code 12 (Cannot allocate memory)"
 )
-
-# Makes a model fail whenever a batch holds more examples than fit.
-Limit = Callable[[PreTrainedModel, int, RuntimeError], list[int]]
 
 
 def failing_above(
@@ -72,46 +68,32 @@ def failing_above(
     return seen
 
 
-def in_the_forward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    return failing_above(model.model.layers[1].self_attn.q_proj, most, error)
+# Where a model fails whenever a batch holds more examples than fit.
+LIMITS: dict[str, tuple[str, dict[str, Any]]] = {
+    "in the forward pass": ("layers.1.self_attn.q_proj", {}),
+    # After the modules of the last block were added, and those of the first were not.
+    "in the backward pass": ("layers.0", {"at": "gradient of the output"}),
+    # After some modules of a block were added, among them one of two that read one tensor.
+    "between two modules": ("layers.1.self_attn.k_proj", {"at": "gradient of the output"}),
+    # Every other time: in the trial pass, and in the recomputation after a forward pass.
+    "in the recomputation": ("layers.0.self_attn.q_proj", {"every": 2}),
+}
 
 
-def in_the_backward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    """After the modules of the last block were added, and those of the first were not."""
-    return failing_above(model.model.layers[0], most, error, at="gradient of the output")
+def limit(
+    model: PreTrainedModel, most: int, error: RuntimeError, where: str = "in the backward pass"
+) -> list[int]:
+    """Fail in one of the places, see `failing_above`."""
+    name, options = LIMITS[where]
+    return failing_above(model.get_submodule(f"model.{name}"), most, error, **options)
 
 
-def between_two_modules(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    """After some modules of a block were added, among them one of two that read one tensor."""
-    key = model.model.layers[1].self_attn.k_proj
-    return failing_above(key, most, error, at="gradient of the output")
-
-
-def in_the_recomputation(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    """Every other time: in the trial pass, and in the recomputation after a forward pass."""
-    return failing_above(model.model.layers[0].self_attn.q_proj, most, error, every=2)
-
-
-LIMITS = (in_the_forward_pass, in_the_backward_pass, between_two_modules, in_the_recomputation)
-
-
-def differing(report: ScoreReport, expected: ScoreReport) -> list[tuple[Any, ...]]:
-    """Columns that differ by more than float32 rounding of sums in another order."""
-    rows, found = by_module(expected.rows), []
-    for module, row in by_module(report.rows).items():
-        other = rows[module]
-        floor = 1e-6 * (other.grad_energy or 0)
-        pairs = {
-            column: (getattr(row, column), getattr(other, column))
-            for column in ("hls", "tail_energy", "grad_energy")
-        }
-        found += [
-            (module, column, *pair)
-            for column, pair in pairs.items()
-            if not close(*pair, 1e-5, floor=floor)
-        ]
+def assert_alike(report: ScoreReport, expected: ScoreReport) -> None:
+    """Equal but for float32 rounding of sums in another order."""
+    rows = (by_module(report.rows), by_module(expected.rows))
+    assert not differing(*rows, 1e-5, floor=1e-6)
+    assert not differing(*rows, 0.02, "hls_stderr")
     assert report.probes.mean_loss == pytest.approx(expected.probes.mean_loss, rel=1e-6)
-    return found
 
 
 def small(**capture: Any) -> RankSettings:
@@ -120,45 +102,33 @@ def small(**capture: Any) -> RankSettings:
     )
 
 
+CASES: dict[str, tuple[str, dict[str, Any], RuntimeError]] = {
+    "exact": ("llama", {"estimator": "exact", "bootstrap": 20}, ON_DEVICE),
+    "sketch": ("llama", {}, ON_DEVICE),
+    "experts": ("qwen3_moe", {}, ON_DEVICE),
+    "passes": ("llama", {"passes": 3, "checkpointing": False, "bootstrap": 20}, ON_HOST),
+}
+
+
 @cache
-def unlimited(name: str, estimator_name: str) -> ScoreReport:
-    return run_report(name, EXAMPLES, small(estimator=estimator_name))
+def unlimited(case: str) -> ScoreReport:
+    name, options, _ = CASES[case]
+    return run_report(name, EXAMPLES, small(**options))
 
 
-@pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize(
-    ("name", "estimator_name"), [("llama", "exact"), ("llama", "sketch"), ("qwen3_moe", "sketch")]
-)
-def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_name: str) -> None:
-    expected = unlimited(name, estimator_name)
+@pytest.mark.parametrize("where", LIMITS)
+@pytest.mark.parametrize("case", CASES)
+def test_batches_are_halved_until_they_fit(case: str, where: str) -> None:
+    (name, options, error), expected = CASES[case], unlimited(case)
     for most, smallest in ((5, 3), (2, 1)):  # 6 in a group: 3, or 3 and then 1
         model = FAMILIES[name].build()
-        seen = limit(model, most, ON_DEVICE)
-        report = run_report(model, EXAMPLES, small(estimator=estimator_name))
+        seen = limit(model, most, error, where)
+        report = run_report(model, EXAMPLES, small(**options))
         assert max(seen) > most
-        assert not differing(report, expected)
+        assert_alike(report, expected)
         note = f"batches of 8 were halved down to {smallest};"
         assert sum(note in line for line in report.run.notes) == 1
     assert not any("halved" in line for line in expected.run.notes)
-
-
-@pytest.mark.parametrize(
-    ("error", "estimator_name", "checkpointing"),
-    [(ON_DEVICE, "exact", True), (ON_HOST, "sketch", False)],
-)
-def test_device_and_host_may_run_out(
-    error: RuntimeError, estimator_name: str, checkpointing: bool
-) -> None:
-    passes = 3 if estimator_name == "sketch" else 1
-    run = small(estimator=estimator_name, checkpointing=checkpointing, passes=passes, bootstrap=20)
-    expected = run_report("llama", EXAMPLES, run)
-    model = FAMILIES["llama"].build()
-    in_the_backward_pass(model, 2, error)
-    report = run_report(model, EXAMPLES, run)
-    assert not differing(report, expected)
-    rows = by_module(expected.rows)
-    for module, row in by_module(report.rows).items():
-        assert close(row.hls_stderr, rows[module].hls_stderr, 0.02)
 
 
 def _call_twice(model: PreTrainedModel) -> None:
@@ -181,13 +151,13 @@ def test_memory_may_run_out_between_two_uses_of_a_module(checkpointing: bool) ->
     seen = failing_above(down, 4, ON_DEVICE, at="gradient of the input")
     report = run_report(model, EXAMPLES, run)
     assert max(seen) > 4
-    assert not differing(report, expected)
+    assert_alike(report, expected)
 
 
 def test_experts_that_were_added_in_part_are_not_added_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected = unlimited("qwen3_moe", "sketch")
+    expected = unlimited("experts")
     calls: list[int] = []
 
     def failing(*args: Any) -> None:
@@ -200,7 +170,7 @@ def test_experts_that_were_added_in_part_are_not_added_twice(
     real = sketched._add_outer
     monkeypatch.setattr(sketched, "_add_outer", failing)
     report = run_report("qwen3_moe", EXAMPLES, small())
-    assert not differing(report, expected)
+    assert_alike(report, expected)
     assert len(report.run.notes) == 2
 
 
@@ -209,7 +179,7 @@ def test_an_example_that_does_not_fit_is_one_clear_error(
     estimator_name: str, error: RuntimeError
 ) -> None:
     model = FAMILIES["llama"].build()
-    in_the_backward_pass(model, 0, error)
+    limit(model, 0, error)
     with pytest.raises(CaptureError, match="out of memory, also with a single example") as found:
         run_report(model, EXAMPLES, settings(estimator=estimator_name))
     assert "--estimator sketch" in (found.value.hint or "")
@@ -232,7 +202,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried ..."))
     assert not is_out_of_memory(RuntimeError("shape '[2, 3]' is invalid for input of size 5"))
     model = FAMILIES["llama"].build()
-    in_the_forward_pass(model, 2, RuntimeError("a bug"))
+    limit(model, 2, RuntimeError("a bug"), "in the forward pass")
     with pytest.raises(CaptureError, match="LlamaForCausalLM fails: a bug"):
         run_report(model, EXAMPLES, settings())
 

@@ -1,17 +1,14 @@
-"""Two processes on one machine, joined as torchrun joins them, against one."""
+"""Two processes on one machine, started by torchrun, against one."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from problems import by_module, close, completions, run_report
+from launched import torchrun
+from problems import by_module, completions, differing, run_report
 from two_processes import COUNTS, PAIRS, RUNS, options
 
 from hlscore.inputs.model import resolve_device
@@ -25,34 +22,8 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What both processes saw."""
     folder = tmp_path_factory.mktemp("pair")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(__file__).parents[1] / "two_processes.py"
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder)],
-            env=os.environ
-            | {
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                "OMP_NUM_THREADS": "1",
-                "WORLD_SIZE": "2",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(errors)
+    done = torchrun(folder, str(Path(__file__).parents[1] / "two_processes.py"), str(folder))
+    assert done.returncode == 0, done.stderr
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     return first, second
 
@@ -101,26 +72,19 @@ def assert_alike(together: ScoreReport, alone: ScoreReport) -> None:
     """Equal but for the order in which float32 sums are taken."""
     assert together.probes.mean_loss == pytest.approx(alone.probes.mean_loss, rel=1e-6)
     assert together.probes.hash == alone.probes.hash
-    rows, wrong = by_module(alone.rows), []
+    found, expected = by_module(together.rows), by_module(alone.rows)
     assert [row.module for row in together.rows] == [row.module for row in alone.rows]
-    for module, row in by_module(together.rows).items():
-        other = rows[module]
-        floor = 1e-5 * (other.grad_energy or 0)
+    capture = together.run.settings["capture"]
+    for module, row in found.items():
         # Where few tokens reach an expert, some directions of a second pass are mere rounding:
-        # they find a little more of the other half, or a little less.
-        capture = together.run.settings["capture"]
-        loose = capture["passes"] > 1 and row.matrices > 1
-        # Steps follow rounding: a gradient near zero is scaled up as any other.
-        loose = loose or capture["movement"] == "trial"
-        for column in ("hls", "tail_energy", "grad_energy", "stable_rank", "rgn"):
-            pair = getattr(row, column), getattr(other, column)
-            if not close(*pair, 1e-3 if loose else 1e-5, floor=floor):
-                wrong.append((module, column, *pair))
-        # Group sketches are kept in bfloat16, and rounded in each process.
-        scale = (other.hls_stderr or 0) + 1e-9
-        if abs((row.hls_stderr or 0) - (other.hls_stderr or 0)) > 0.05 * scale:
-            wrong.append((module, "hls_stderr", row.hls_stderr, other.hls_stderr))
-    assert not wrong
+        # they find a little more of the other half, or a little less. And steps follow rounding:
+        # a gradient near zero is scaled up as any other.
+        loose = capture["movement"] == "trial" or (capture["passes"] > 1 and row.matrices > 1)
+        pair = {module: row}, {module: expected[module]}
+        columns = ("hls", "tail_energy", "grad_energy", "stable_rank", "rgn")
+        assert not differing(*pair, 1e-3 if loose else 1e-5, *columns, floor=1e-5)
+    # Group sketches are kept in bfloat16, and rounded in each process.
+    assert not differing(found, expected, 0.05, "hls_stderr", floor=1e-8)
 
 
 def test_one_process_needs_no_others() -> None:

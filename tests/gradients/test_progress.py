@@ -11,28 +11,25 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from problems import completions, run_report, settings
+from problems import RUNS, by_module, completions, run_report, settings
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.flow import Silent, Storage, rank_model
-from hlscore.flow.rank import encode_probes
 from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
-from hlscore.inputs.identity import identify
+from hlscore.probes import units
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
-from hlscore.unfinished import first_difference, remove_unfinished, unfinished_runs
+from hlscore.steps import Silent
+from hlscore.unfinished import Storage, first_difference, remove_unfinished, unfinished_runs
 from hlscore.views import progress as lines
 
 EXAMPLES = completions(12)
 CPU = torch.device("cpu")
-RUNS = ("exact", "sketch", "passes")
 
 
 class BrokenError(Exception):
@@ -41,11 +38,8 @@ class BrokenError(Exception):
 
 def options(name: str) -> RankSettings:
     """Two groups per half of two batches each."""
-    estimator = name if name != "passes" else "sketch"
-    return settings(
-        groups=2, batch_size=2, bootstrap=10, sketch_size=8, estimator=estimator,
-        passes=3 if name == "passes" else 1,
-    )  # fmt: skip
+    run = {"estimator": "auto", "sketch_size": 8} | RUNS.get(name, {})
+    return settings(groups=2, batch_size=2, bootstrap=10, **run)
 
 
 class Display(Silent):
@@ -78,18 +72,8 @@ def stored_run(
     count: int = 12,
 ) -> ScoreReport:
     """Score a model, and store the progress after every batch."""
-    model = FAMILIES["qwen3_moe"].build() if model is None else model
-    found = rank_model(
-        model,
-        byte_tokenizer(),
-        identify(model, "test", None),
-        completions(count),
-        run,
-        display or Silent(),
-        storage=Storage(folder=folder, every_seconds=0, resume=resume),
-    )
-    assert found is not None
-    return found.report
+    storage = Storage(folder=folder, every_seconds=0, resume=resume)
+    return run_report(model or "qwen3_moe", completions(count), run, display, storage=storage)
 
 
 def broken_run(
@@ -142,10 +126,14 @@ def test_runs_that_break_off_after_every_write_end_alike(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["exact", "passes"])
-def test_runs_that_break_off_between_writes_end_alike(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "batches", "number"), [("exact", 3, 1), ("passes", 11, 2)])
+def test_runs_that_break_off_between_writes_end_alike(
+    name: str, batches: int, number: int, tmp_path: Path
+) -> None:
     expected = undisturbed(name).rows
-    broken_run(tmp_path, options(name), batches=3)
+    broken_run(tmp_path, options(name), batches=batches)
+    (path,) = tmp_path.iterdir()  # files of earlier passes are removed
+    assert path.name == f".hlscore-progress-0-of-1-pass-{number}.safetensors"
     assert stored_run(tmp_path, options(name), resume=True).rows == expected
     broken_run(tmp_path, options(name), scoring=True)
     assert stored_run(tmp_path, options(name), resume=True).rows == expected
@@ -167,15 +155,6 @@ def test_resumed_run_keeps_the_estimator_that_was_chosen(
     assert report.rows == expected.rows
     with pytest.raises(UsageError, match="no unfinished run"):
         stored_run(tmp_path, run, resume=True)
-
-
-def test_files_of_earlier_passes_are_removed(tmp_path: Path) -> None:
-    run = options("passes")
-    broken_run(tmp_path, run, batches=11)
-    assert [path.name for path in tmp_path.iterdir()] == [
-        ".hlscore-progress-0-of-1-pass-2.safetensors"
-    ]
-    assert stored_run(tmp_path, run, resume=True).rows == undisturbed("passes").rows
 
 
 def test_batches_that_fitted_are_remembered(tmp_path: Path) -> None:
@@ -257,18 +236,6 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("left", [0.0, 0.5])
-def test_damaged_files_are_one_clear_error(left: float, tmp_path: Path) -> None:
-    run = options("sketch")
-    broken_run(tmp_path, run, batches=2)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(left * len(whole))])
-    with pytest.raises(ArtifactError, match=r"progress .* cannot be read") as found:
-        stored_run(tmp_path, run, resume=True)
-    assert "--force" in (found.value.hint or "")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -286,6 +253,18 @@ def test_other_safetensors_are_no_progress(text: str | None, tmp_path: Path) -> 
     save_file({"a": torch.zeros(2)}, path, metadata=None if text is None else {"hlscore": text})
     with pytest.raises(ArtifactError, match=r"progress .* cannot be read"):
         progress_file(tmp_path).load(_progress(1), CPU)
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_damaged_files_are_one_clear_error(left: float, tmp_path: Path) -> None:
+    run = options("sketch")
+    broken_run(tmp_path, run, batches=2)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole))])
+    with pytest.raises(ArtifactError, match=r"progress .* cannot be read") as found:
+        stored_run(tmp_path, run, resume=True)
+    assert "--force" in (found.value.hint or "")
 
 
 def test_leftovers_are_harmless(tmp_path: Path) -> None:
@@ -400,22 +379,13 @@ def test_lines_outside_a_terminal_come_now_and_then(monkeypatch: pytest.MonkeyPa
 def test_few_examples_take_fewer_batches_and_keep_their_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from hlscore.probes import units
-
-    model = FAMILIES["llama"].build()
-
-    def scored() -> tuple[int, dict[str, float | None]]:
-        asked = settings(groups=8, batch_size=4, bootstrap=10)
-        probes = encode_probes(model, byte_tokenizer(), completions(24), asked)
-        identity = identify(model, "m", None)
-        found = rank_model(model, byte_tokenizer(), identity, probes, asked, Silent())
-        assert found is not None
-        report = found.report
-        return report.probes.groups, {row.module: row.hls for row in report.candidates}
-
-    few, scores = scored()
+    asked = settings(groups=8, batch_size=4, bootstrap=10)
+    few = run_report("llama", completions(24), asked)
     monkeypatch.setattr(units, "LEAST_GROUPS", 8)
-    many, expected = scored()
-    assert (few, many) == (8, 16)  # 3 examples of a batch of 4, against 1 or 2
+    many = run_report("llama", completions(24), asked)
+    assert (few.probes.groups, many.probes.groups) == (8, 16)  # 3 examples of a batch of 4, or 1, 2
+    found, expected = (
+        {name: row.hls for name, row in by_module(report.rows).items()} for report in (few, many)
+    )
     largest = max(abs(value or 0.0) for value in expected.values())
-    assert scores == pytest.approx(expected, abs=1e-4 * largest)
+    assert found == pytest.approx(expected, abs=1e-4 * largest)

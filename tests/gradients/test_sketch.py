@@ -14,7 +14,17 @@ import pytest
 import reference
 import torch
 from families import FAMILIES
-from problems import by_module, close, completions, halves, probe_set, run_report, scored, settings
+from problems import (
+    by_module,
+    close,
+    completions,
+    differing,
+    halves,
+    probe_set,
+    run_report,
+    scored,
+    settings,
+)
 from torch import nn
 from transformers import AutoModelForCausalLM, PhimoeConfig, PreTrainedModel
 
@@ -427,41 +437,16 @@ def test_routers_that_derive_from_linear_maps_compute_more_than_those() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_sketches_of_16_bit_weights(name: str, dtype: torch.dtype) -> None:
+def test_16_bit_weights_score_close_to_float32(name: str, dtype: torch.dtype) -> None:
+    """Gradients survive the small range of float16, too."""
     model = FAMILIES[name].build(dtype=dtype)
     exact = scored(model, EXAMPLES, settings())
-    run = settings(estimator="sketch", sketch_size=128)
-    for module, row in scored(model, EXAMPLES, run).items():
-        # The exact gradient is rounded to 16 bits, the sketch sums the same products in 32.
-        dense = family_oracle(name)[module]
-        assert row.grad_energy == pytest.approx(exact[module].grad_energy, rel=0.02)
-        assert row.tail_energy == pytest.approx(exact[module].tail_energy, rel=0.02)
-        assert row.grad_energy == pytest.approx(reference.energy(dense.mean), rel=0.1)
-
-
-@pytest.mark.parametrize("passes", [1, 3])
-def test_scores_do_not_depend_on_batches_and_order(passes: int) -> None:
-    model = FAMILIES["qwen3_moe"].build()
-    reports = [
-        scored(
-                model,
-                replace(EXAMPLES, rows=rows),
-                settings(
-                    batch_size=size, padding_side=side, estimator="sketch",
-                    sketch_size=24, passes=passes,
-                ))
-        for size, side, rows in (
-            (3, "right", EXAMPLES.rows),
-            (8, "left", EXAMPLES.rows),
-            (3, "right", EXAMPLES.rows[::-1]),
-        )
-    ]  # fmt: skip
-    assert reports[0] == reports[2]
-    for module, row in reports[0].items():
-        other = reports[1][module]
-        floor = 1e-5 * (row.grad_energy or 0)
-        assert close(row.hls, other.hls, 1e-3, floor=floor)
-        assert close(row.tail_energy, other.tail_energy, 1e-3, floor=floor)
+    found = scored(model, EXAMPLES, settings(estimator="sketch", sketch_size=128))
+    # The exact gradient is rounded to 16 bits, the sketch sums the same products in 32.
+    assert not differing(found, exact, 0.02, "grad_energy", "tail_energy")
+    for module, row in exact.items():
+        true = reference.energy(family_oracle(name)[module].mean)
+        assert row.grad_energy == pytest.approx(true, rel=0.1)
 
 
 def test_test_matrices_are_signs_and_reproducible() -> None:

@@ -18,19 +18,18 @@ from transformers import PreTrainedModel
 
 import hlscore
 from hlscore.errors import CaptureError, UsageError
-from hlscore.flow import Silent, Storage, rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer, round_randomly
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.identity import identify
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import ObjectiveSettings, RankSettings
+from hlscore.unfinished import Storage
 
 EXAMPLES = completions(24)
 RATE = 3e-3
@@ -174,19 +173,11 @@ def test_preference_trials_compare_with_the_base_model() -> None:
         assert row.hls == pytest.approx(value, rel=1e-2, abs=1e-2 * max(wanted))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
-def test_weights_move_and_come_back(name: str, dtype: torch.dtype) -> None:
-    """As after every test here, a fixture finds weights, flags and gradients as they were."""
-    model = FAMILIES[name].build().to(dtype)
-    report = run_report(model, EXAMPLES, options(groups=1, trials=2, estimator="exact"))
-    assert any((row.grad_energy or 0) > 0 for row in report.candidates)
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_weights_come_back_after_an_exception(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As after every test here, a fixture finds weights, flags and gradients as they were."""
     calls, real = [], GradientCapture._take_gradient
 
     def breaks(self: GradientCapture, name: str, parameter: torch.Tensor) -> None:
@@ -273,9 +264,16 @@ def test_a_rate_is_found_within_a_factor_of_four_of_the_best() -> None:
     assert any("change the held-out loss" in text for text in report.run.notes)
 
 
-@pytest.mark.parametrize("rate", [None, 1e-3])
-def test_rates_that_diverge_are_one_clear_error(
-    rate: float | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rate", "at_base", "says"),
+    [
+        (None, False, "diverge at every learning rate"),
+        (1e-3, False, "diverge at every learning rate"),
+        (None, True, "not finite with the base weights"),
+    ],
+)
+def test_losses_that_are_not_finite_are_one_clear_error(
+    rate: float | None, at_base: bool, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, real = FAMILIES["llama"].build(), TrialRun._mean_loss
     weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
@@ -283,10 +281,11 @@ def test_rates_that_diverge_are_one_clear_error(
 
     def explodes(*args: Any) -> Any:
         loss, passed = real(*args)
-        return loss if torch.equal(weight, before) else loss * float("nan"), passed
+        broken = at_base or not torch.equal(weight, before)
+        return loss * float("nan") if broken else loss, passed
 
     monkeypatch.setattr(TrialRun, "_mean_loss", explodes)
-    with pytest.raises(CaptureError, match="diverge at every learning rate"):
+    with pytest.raises(CaptureError, match=says):
         run_report(model, EXAMPLES, options(trial_rate=rate))
 
 
@@ -314,20 +313,6 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     assert report.run.trial_rate == expected.run.trial_rate == RATE
 
 
-def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, real = FAMILIES["llama"].build(), TrialRun._mean_loss
-
-    def broken(*args: Any) -> Any:
-        loss, passed = real(*args)
-        return loss * float("inf"), passed
-
-    monkeypatch.setattr(TrialRun, "_mean_loss", broken)
-    with pytest.raises(CaptureError, match="not finite with the base weights"):
-        run_report(model, EXAMPLES, options(trial_rate=None))
-
-
 def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
     report = run_report("llama", EXAMPLES, options(trials=4, trial_steps=50))
     said = "4 trials of 6 steps (not 50: each example is seen once)"
@@ -335,15 +320,11 @@ def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
 
 
 def test_trials_that_cannot_be_run_are_refused() -> None:
-    model, shared = FAMILIES["llama"].build(), FAMILIES["llama"].build()
-    shared.share_memory()
-    for which, examples, given, says in (
-        (model, EXAMPLES, {"trial_rate": 1e-30}, "No weight moved"),
-        (model, completions(6), {"trials": 8}, "too few for 8 trials"),
-        (shared, EXAMPLES, {}, "read-only, or shared with a file"),
-    ):
-        with pytest.raises(CaptureError, match=says):
-            run_report(which, examples, options(**given))
+    model = FAMILIES["llama"].build()
+    with pytest.raises(CaptureError, match="No weight moved"):
+        run_report(model, EXAMPLES, options(trial_rate=1e-30))
+    with pytest.raises(CaptureError, match="too few for 8 trials"):
+        run_report(model, completions(6), options(trials=8))
     for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
         with pytest.raises(UsageError, match="is for trials, and none are run"):
             settings(movement="gradient", **given)
@@ -368,12 +349,7 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
 
     def report(*, resume: bool) -> ScoreReport:
         storage = Storage(folder=tmp_path, every_seconds=0, resume=resume)
-        identity = identify(model, "test", None)
-        found = rank_model(
-            model, byte_tokenizer(), identity, EXAMPLES, run, Silent(), storage=storage
-        )
-        assert found is not None
-        return found.report
+        return run_report(model, EXAMPLES, run, storage=storage)
 
     expected = report(resume=False)
     real = ExactGradients.end_group
@@ -402,24 +378,35 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
     assert found.run.notes == expected.run.notes
 
 
-def test_unreached_modules_stay_unreached() -> None:
-    model = FAMILIES["qwen3_moe"].build()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unreached_modules_stay_unreached(dtype: torch.dtype) -> None:
+    model = FAMILIES["qwen3_moe"].build(dtype)
     report = run_report(model, EXAMPLES, options(groups=1, trials=2))
+    assert any((row.grad_energy or 0) > 0 for row in report.candidates)
     gradient = run_report(model, EXAMPLES, settings(movement="gradient"))
     assert {row.module for row in report.rows if row.status == "unreached"} == {
         row.module for row in gradient.rows if row.status == "unreached"
     }
 
 
-@pytest.mark.parametrize("movement", ["trial", "gradient"])
-def test_an_error_of_the_models_own_code_names_the_model(movement: str) -> None:
+@pytest.mark.parametrize(
+    ("movement", "number", "where"),
+    [
+        ("gradient", 1, "fails"),  # in the self check
+        ("gradient", 5, r"fails in probe group \d.*"),
+        ("trial", 5, r"fails in probe group \d.*"),
+    ],
+)
+def test_an_error_of_the_models_own_code_names_the_model(
+    movement: str, number: int, where: str
+) -> None:
     model, passes = FAMILIES["llama"].build(), []
 
     def fail(*_: Any) -> None:
         passes.append(1)
-        if len(passes) == 5:  # the first ones are of the self check
+        if len(passes) == number:
             raise ValueError("no kernel for this shape")
 
     model.register_forward_pre_hook(fail)
-    with pytest.raises(CaptureError, match=r"LlamaForCausalLM fails in probe group \d.*no kernel"):
+    with pytest.raises(CaptureError, match=f"LlamaForCausalLM {where}: no kernel"):
         run_report(model, EXAMPLES, settings(movement=movement))

@@ -7,11 +7,12 @@ from collections import Counter
 from importlib import resources
 from pathlib import Path
 
-from hlscore.flow import Silent, rank_model
 from hlscore.flow.audit import held_out_losses
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.examples import BUILTIN_NEW, builtin_rows, read_examples
 from hlscore.inputs.model import load_model
 from hlscore.settings import CaptureSettings, DataSettings, ModelSettings, RankSettings
+from hlscore.steps import Silent
 
 FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
 RECORDS = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("builtin_model_*.json"))

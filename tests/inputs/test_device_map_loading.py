@@ -22,8 +22,7 @@ from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import input_device, load_model, load_shape
 from hlscore.inputs.weights import offload_source
-from hlscore.settings import CandidateSettings, ModelSettings
-from hlscore.settings.model import parse_memory
+from hlscore.settings import CandidateSettings, ModelSettings, settings_in
 
 Saved = tuple[Path, PreTrainedModel]
 once = pytest.mark.parametrize("saved", ["qwen3"], indirect=True)
@@ -162,6 +161,7 @@ def test_sharded_weights_are_gathered() -> None:
     [
         ({"device": "cpu", "device_map": "auto"}, "--device is 'cpu', but --device-map"),
         ({"device_map": "balanced"}, "--device-map is 'balanced'"),
+        ({"load_in": "2bit"}, "--load-in is '2bit'"),
         ({"max_memory": {"cpu": "1GB"}}, "--max-memory is given, but no device map"),
         ({"offload_folder": "here"}, "--offload-folder is given, but no device map"),
         ({"device_map": "auto", "offload_folder": " "}, "--offload-folder is empty"),
@@ -172,7 +172,7 @@ def test_sharded_weights_are_gathered() -> None:
         ({"device_map": "auto", "max_memory": {"cpu": "-2GB"}}, "--max-memory is 'cpu=-2GB'"),
     ],
 )
-def test_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
+def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as caught:
         ModelSettings(model="m", **settings)
     assert says in caught.value.message
@@ -182,11 +182,11 @@ def test_memory_of_devices_is_read() -> None:
     sizes = {"cpu": "1.5GiB", "0": "20 GB", "1": "3kb", "mps": "2TiB"}
     found = ModelSettings(model="m", device_map="auto", max_memory=sizes).max_memory_bytes
     assert found == {"cpu": 3 * 2**29, "0": 20 * 10**9, "1": 3000, "mps": 2 * 2**40}
-    assert parse_memory(["0=20GiB", "cpu=64GiB"], "--max-memory") == {"0": "20GiB", "cpu": "64GiB"}
-    with pytest.raises(UsageError, match="is not DEVICE=SIZE"):
-        parse_memory(["20GiB"], "--max-memory")
-    with pytest.raises(UsageError, match="device '0' twice"):
-        parse_memory(["0=20GiB", "0=10GiB"], "--max-memory")
+    read = settings_in(ModelSettings)["max_memory"].read
+    assert read(["0=20GiB", "cpu=64GiB"]) == {"0": "20GiB", "cpu": "64GiB"}
+    for typed, says in ((["20GiB"], "is not DEVICE=SIZE"), (["0=2GB", "0=1GB"], "'0' twice")):
+        with pytest.raises(UsageError, match=says):
+            read(typed)
 
 
 @once

@@ -21,7 +21,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from console import chat, hlscore, save_model, texts, write_rows
+from console import chat, texts, write_rows
 from families import FAMILIES
 from tokens import VOCAB_SIZE, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -271,16 +271,6 @@ def test_the_map_decides_the_format(tmp_path: Path) -> None:
     assert rows_of(read(data, columns={"messages": "messages"})) == CHATS
     assert rows_of(read(data, columns={"text": "text"})) == TEXTS
     assert rows_of(read(data, columns={"prompt": "prompt"})) == PAIRS
-
-
-def test_mapped_columns_on_the_command_line(tmp_path: Path) -> None:
-    rows = [{"q": row["prompt"], "a": row["completion"]} for row in PAIRS]
-    model, data = save_model(tmp_path / "model"), write_rows(tmp_path / "data.jsonl", rows)
-    options = ("--column", "prompt=q", "--column", "completion=a", "--dry-run", "--json")
-    outcome = hlscore("rank", model, "--data", data, *options)
-    assert outcome.code == 0, outcome.err
-    counted = sum(len(row["completion"]) + 1 for row in PAIRS)
-    assert json.loads(outcome.out)["counted_tokens"] == counted
 
 
 # Tokens and loss masks

@@ -219,11 +219,6 @@ def test_other_methods_name_what_is_missing(
     assert find_modules(shape) == find_modules(originals["llama"][1])
 
 
-def test_load_in_takes_two_values() -> None:
-    with pytest.raises(UsageError, match="--load-in is '2bit'"):
-        ModelSettings(model="m", load_in="2bit")  # type: ignore[arg-type]
-
-
 class Packed(nn.Module):
     """A quantized layer as libraries write them: packed integers and scales."""
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError
-from hlscore.flow import Silent, score_weights
+from hlscore.flow.weights_alone import score_weights
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import load_model
 from hlscore.inputs.modules import candidates_of, find_modules
@@ -30,6 +30,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
+from hlscore.steps import Silent
 
 ALL = CandidateSettings(embeddings=True, head=True)
 FILE = "model.safetensors"

@@ -24,7 +24,7 @@ from trl_runs import arguments
 
 import hlscore
 from hlscore.errors import DataError
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.examples import read_probes
 from hlscore.inputs.identity import identify
 from hlscore.processes import Processes
@@ -44,6 +44,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
+from hlscore.steps import Silent
 
 EOS_ID, USER, ASSISTANT, END = 258, 260, 261, 262
 REWARDS = (1.0, 0.0, 0.25)

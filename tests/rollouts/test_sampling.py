@@ -18,7 +18,6 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import hlscore
 from hlscore.errors import CaptureError, RewardError
-from hlscore.flow import Silent
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.inputs.formats import example_set
 from hlscore.processes import Processes
@@ -26,6 +25,7 @@ from hlscore.rollouts.records import Rollout, RolloutJournal, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
 from hlscore.rollouts.sampling import sample_completions
 from hlscore.settings import DataSettings, ObjectiveSettings
+from hlscore.steps import Silent
 
 ROWS = builtin_rows(BUILTIN_KNOWN)[:5]
 END = 0  # of the built-in model

@@ -220,7 +220,6 @@ def test_gpt2_is_wrapped_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
         wrapped = apply(model, plan)
     assert wrapped.peft_config["default"].fan_in_fan_out is True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from peft.helpers import KappaTuneSelector, find_kappa_target_modules
 from problems import completions, run_report, settings
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_weights
+from hlscore.flow.weights_alone import score_weights
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight
@@ -28,6 +29,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )  # fmt: skip
+from hlscore.steps import Silent
 from hlscore.weights.decomposition import decomposition_bytes, measure_weight, singular_values
 
 Matrix = NDArray[np.float64]
@@ -51,9 +53,15 @@ def snr(matrix: Matrix) -> float | None:
     return None if noise == 0 else signal / noise / s[0]
 
 
-def condition(matrix: Matrix) -> float:
-    s = spectrum(matrix)
-    return float("inf") if s[-1] == 0 else float(s[0] / s[-1])
+def expected_snr(stack: Matrix) -> Any:
+    """Mean over a stack of matrices; none where one of them has no noise."""
+    ratios = [snr(matrix) for matrix in stack]
+    return None if None in ratios else pytest.approx(np.mean(ratios), rel=1e-9)
+
+
+def mean_condition(stack: Matrix) -> float:
+    spectra = [spectrum(matrix) for matrix in stack]
+    return float(np.mean([np.inf if s[-1] == 0 else s[0] / s[-1] for s in spectra]))
 
 
 def spectral(matrix: Matrix, rank: int, least: float = 1e-12) -> float:
@@ -71,6 +79,10 @@ def spectral(matrix: Matrix, rank: int, least: float = 1e-12) -> float:
     return float(
         0.3 * np.exp(entropy) / len(s) + 0.3 * (1 - covered) + 0.02 * np.log(1 + kappa) + last
     )
+
+
+def stack_of(weight: torch.Tensor) -> Matrix:
+    return weight.double().reshape(-1, *weight.shape[-2:]).numpy()
 
 
 def item_of(weight: torch.Tensor) -> Candidate:
@@ -118,14 +130,10 @@ WEIGHTS: dict[str, Callable[[], torch.Tensor]] = {
 def test_scores_follow_their_formulas(name: str) -> None:
     weight = WEIGHTS[name]()
     found = measured(weight)
-    stack = weight.double().reshape(-1, *weight.shape[-2:]).numpy()
-    ratios = [snr(matrix) for matrix in stack]
-    if any(ratio is None for ratio in ratios):
-        assert found.snr is None
-        assert "snr is infinite" in found.remark
-    else:
-        assert found.snr == pytest.approx(np.mean([float(r or 0) for r in ratios]), rel=1e-9)
-    mean = float(np.mean([condition(matrix) for matrix in stack]))
+    stack = stack_of(weight)
+    mean = mean_condition(stack)
+    assert found.snr == expected_snr(stack)
+    assert ("snr is infinite" in found.remark) == (found.snr is None)
     if np.isinf(mean):
         assert (found.condition_number, found.inverse_condition) == (None, 0.0)
         assert "singular" in found.remark
@@ -210,16 +218,11 @@ def test_every_module_of_a_model_is_scored(name: str) -> None:
     for item in candidates_of(find_modules(model, CandidateSettings())):
         weight = dense_weight(model, item)
         assert weight is not None
-        stack = weight.double().reshape(-1, *weight.shape[-2:]).numpy()
-        row = rows[item.module]
-        assert row.condition_number == pytest.approx(
-            np.mean([condition(matrix) for matrix in stack]), rel=1e-7
-        )
+        stack, row = stack_of(weight), rows[item.module]
+        assert row.condition_number == pytest.approx(mean_condition(stack), rel=1e-7)
         assert row.kappa == pytest.approx(1 / (row.condition_number or 0))
         assert row.spectral == pytest.approx(np.mean([spectral(m, 4) for m in stack]), rel=1e-9)
-        expected = [snr(matrix) for matrix in stack]
-        if None not in expected:
-            assert row.snr == pytest.approx(np.mean([float(r or 0) for r in expected]), rel=1e-9)
+        assert row.snr == expected_snr(stack)
         assert row.matrices_reached is None
         assert row.hls is row.tail is row.grad_norm is row.taylor is row.rgn is row.l1_adam is None
 

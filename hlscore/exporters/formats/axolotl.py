@@ -71,9 +71,7 @@ EXPORTER = Exporter(
     summary="axolotl.yaml: the whole plan with ranks and both learning rates, for `axolotl train`",
     limits=Limits(trainer="axolotl", packs=(8,)),
     files=_files,
-    methods=("sft",),
-    upcasts=False,
-    optimizer=True,
+    methods=("sft",), upcasts=False, optimizer=True,
     usage="axolotl train {out}",
     remarks=_remarks,
-)
+)  # fmt: skip

@@ -49,8 +49,6 @@ EXPORTER = Exporter(
         unties=True, starts_from_adapter=True,
     ),
     files=_files,
-    methods=("sft",),
-    rates=1,
-    optimizer=True,
+    methods=("sft",), rates=1, optimizer=True,
     usage="llamafactory-cli train {out}",
 )  # fmt: skip

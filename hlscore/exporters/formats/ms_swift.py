@@ -51,9 +51,6 @@ EXPORTER = Exporter(
         trainer="ms-swift", ranks=False, packs=(8, 4), unties=True, starts_from_adapter=True
     ),
     files=_files,
-    methods=("sft",),
-    upcasts=False,
-    rates=1,
-    optimizer=True,
+    methods=("sft",), upcasts=False, rates=1, optimizer=True,
     usage="swift sft {out}",
-)
+)  # fmt: skip

@@ -59,9 +59,7 @@ EXPORTER = Exporter(
         bits=(16,),
     ),
     files=_files,
-    methods=("sft",),
-    rates=1,
-    experimental=True,
+    methods=("sft",), rates=1, experimental=True,
     usage="uv run sft @ {out}",
     remarks=lambda export: (
         ["Not for RL: prime-rl does not send full modules to the inference engine."]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import numpy as np
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.adapter_config import full_name, lora_name
-from hlscore.exporters.base_weights import base_tensors
+from hlscore.exporters.base_weights import base_weights
 from hlscore.exporters.exporter import Export, Exporter, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from hlscore.inputs.tensor_files import NewTensor, write_tensors
+from hlscore.settings import ModelSettings
 
 _CHUNK_NUMBERS = 1 << 22
 
@@ -31,7 +33,19 @@ def _files(export: Export) -> dict[str, str | Writer]:
 
     def write_weights(path: Path) -> None:
         # The base model is found and read only now: the output folder is checked first.
-        stored = base_tensors(export)
+        base = ModelSettings(
+            model=export.base,
+            revision=export.adapter["revision"],
+            architecture=plan.model.architecture,
+            ignore_adapter=True,  # the plan names modules of the base model
+        )
+        stored, weights_hash = base_weights(plan, base)
+        if not export.allow_other_weights and weights_hash() != fingerprint.weights:
+            warnings.warn(
+                f"The weights of '{base.model}' are not those that the plan was made from: its "
+                "scores may not hold. --allow-other-weights accepts them.",
+                stacklevel=2,
+            )
         # Full modules with their biases and buffers. A tied weight is copied once for each of its
         # names: PEFT looks for all of them.
         holders = tuple(f"{full_name(item)}." for item in plan.full)

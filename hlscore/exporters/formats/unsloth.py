@@ -61,10 +61,7 @@ EXPORTER = Exporter(
     "Unsloth's FastModel",
     limits=Limits(trainer="Unsloth", only_full=False, packs=(8, 4)),
     files=_files,
-    methods=("sft",),
-    upcasts=False,
-    optimizer=True,
-    experimental=True,
+    methods=("sft",), upcasts=False, optimizer=True, experimental=True,
     usage="python {out}",
     remarks=_remarks,
-)
+)  # fmt: skip

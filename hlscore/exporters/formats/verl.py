@@ -51,9 +51,7 @@ EXPORTER = Exporter(
         starts_from_adapter=True,
     ),
     files=_files,
-    methods=("grpo",),
-    rates=1,
-    experimental=True,
+    methods=("grpo",), rates=1, experimental=True,
     usage='python -m verl.trainer.main_ppo --config-dir "$(dirname {out})" '
     '--config-name "$(basename {out})"',
     remarks=lambda export: (  # noqa: ARG005

@@ -1,21 +1,21 @@
-"""What a plan is checked against."""
+"""What commands that read plans and scores are asked: `hlscore check` and `show`."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hlscore.errors import UsageError
-from hlscore.settings.option import check, flag_of, option, require
+from hlscore.settings.option import arguments, check, flag_of, option, require
 
 Drift = Literal["none", "patch", "minor"]
 
-AGAINST_MODEL_PANEL = "Against the model"
-AGAINST_TRAINERS_PANEL = "Against trainers"
-STABILITY_PANEL = "Stability and age"
-BASELINE_PANEL = "Against another plan"
+_MODEL = "Against the model"
+_TRAINERS = "Against trainers"
+_STABILITY = "Stability and age"
+_BASELINE = "Against another plan"
 
 _SHARE = re.compile(r"(\d+\.\d*|\.\d+)|(\d+(?:\.\d*)?)\s*%", re.ASCII)
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
@@ -67,62 +67,51 @@ class CheckSettings:
         None,
         "Hub id, directory or builtin:tiny: every module must be there, in its shape. Its "
         "configuration is enough.",
-        AGAINST_MODEL_PANEL,
+        _MODEL,
     )
     revision: str | None = option(
         None,
         "Branch, tag or commit of a hub model.",
-        AGAINST_MODEL_PANEL,
+        _MODEL,
         default="the plan's, for its own model",
     )
-    trust_remote_code: bool = option(
-        False, "Run Python code that comes with the model.", AGAINST_MODEL_PANEL
-    )
-    weights: bool = option(
-        False, "The model's weights must be those that were scored.", AGAINST_MODEL_PANEL
-    )
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.", _MODEL)
+    weights: bool = option(False, "The model's weights must be those that were scored.", _MODEL)
     trainers: tuple[str, ...] = option(
         (),
         "Trainer that must be able to run the plan (repeatable); `hlscore export --list` "
         "names them.",
-        AGAINST_TRAINERS_PANEL,
+        _TRAINERS,
         name="for",
     )
     min_selection_probability: float | None = option(
-        None,
-        "Least share of resamples that select a module in full.",
-        STABILITY_PANEL,
-        low=0,
-        high=1,
+        None, "Least share of resamples that select a module in full.", _STABILITY, low=0, high=1
     )
     max_borderline: Limit | None = option(
         None,
         "Most modules selected in 10 % to 90 % of the resamples: 3, or 10%.",
-        STABILITY_PANEL,
+        _STABILITY,
         parse=parse_limit,
     )
     max_age_days: int | None = option(
         None,
         "Most days or weeks since the plan was changed (its last commit): 90d, 12w.",
-        STABILITY_PANEL,
+        _STABILITY,
         name="max-age",
         parse=parse_age,
     )
     max_drift: Drift | None = option(
-        None, "How far installed libraries may be from those that scored.", STABILITY_PANEL
+        None, "How far installed libraries may be from those that scored.", _STABILITY
     )
-    baseline: Path | None = option(None, "Another plan to compare with.", BASELINE_PANEL)
+    baseline: Path | None = option(None, "Another plan to compare with.", _BASELINE)
     max_changed: Limit | None = option(
-        None,
-        "Most modules whose mode or rank may differ: 3, or 5%.",
-        BASELINE_PANEL,
-        parse=parse_limit,
+        None, "Most modules whose mode or rank may differ: 3, or 5%.", _BASELINE, parse=parse_limit
     )
     min_overlap: float | None = option(
-        None, "Least Jaccard index of the modules in full.", BASELINE_PANEL, low=0, high=1
+        None, "Least Jaccard index of the modules in full.", _BASELINE, low=0, high=1
     )
     min_tau: float | None = option(
-        None, "Least Kendall rank correlation of the scores.", BASELINE_PANEL, low=-1, high=1
+        None, "Least Kendall rank correlation of the scores.", _BASELINE, low=-1, high=1
     )
     ignore: tuple[str, ...] = option((), "Code of a finding to ignore (repeatable).")
     strict: bool = option(False, "Warnings fail the check too.")
@@ -142,3 +131,47 @@ class CheckSettings:
                 f"{flag_of(CheckSettings, name)} is about a model, and none is given.",
                 "Name it with --model.",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a module has to be to be shown; what is empty or `None` asks for nothing."""
+
+    panel: ClassVar = "Which modules"
+    match: tuple[str, ...] = option(
+        (), "Only modules whose full name matches this glob (repeatable)."
+    )
+    kind: str | None = option(None, "Only this kind, such as down_proj or self_attn.q_proj.")
+    layer: str | None = option(None, "Only this layer, or these: 3 or 0-5.")
+    mode: Literal["full", "lora", "frozen"] | None = option(
+        None, "Only modules that a plan trains in this mode."
+    )
+    status: Literal["scored", "unreached", "skipped"] | None = option(
+        None, "Only rows of a report with this status."
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check(self)
+        first, last = self.layers or (0, 0)
+        if first > last:
+            raise UsageError(
+                f"--layer {self.layer} ends before it begins.", hint=f"Use --layer {last}-{first}."
+            )
+
+    @property
+    def layers(self) -> tuple[int, int] | None:
+        """First and last decoder block."""
+        if self.layer is None:
+            return None
+        first, dash, last = self.layer.partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdecimal() and len(end) < 10 for end in ends):
+            raise UsageError(
+                f"--layer is '{self.layer}'.", hint="Use one layer, 3, or several, 0-5."
+            )
+        return int(ends[0]), int(ends[1])
+
+    def __str__(self) -> str:
+        """The filters as options of the command line."""
+        return " ".join(arguments(Filters, asdict(self)))
