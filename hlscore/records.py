@@ -40,8 +40,6 @@ _LEFT_OUT: Mapping[LeftOut, str] = {
     "offloaded": "its weight is offloaded, and no linear layer computes with it",
     "sharded": "its weight is sharded, and no linear layer computes with it",
 }
-# Movements whose A, B and G are weight updates, not gradients.
-OF_UPDATES = ("trial", "update")
 
 
 class Matrix:
@@ -404,14 +402,27 @@ def tied_modules(items: Iterable[_Tied]) -> frozenset[str]:
     return frozenset(item.tied_to for item in items if item.tied_to)
 
 
-def movement_in(settings: Mapping[str, object]) -> str:
-    """What the settings of a run say was scored; empty where they do not say."""
-    capture = settings.get("capture")
-    return str(capture.get("movement", "")) if isinstance(capture, Mapping) else ""
+class Scored:
+    """What the settings of a run say of its scores."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        settings: Mapping[str, object]
+
+    @property
+    def movement(self) -> str:
+        """What was scored: `gradient`, `trial` or `update`; empty where the settings do not say."""
+        capture = self.settings.get("capture")
+        return str(capture.get("movement", "")) if isinstance(capture, Mapping) else ""
+
+    @property
+    def scores_updates(self) -> bool:
+        """Whether A, B and G are weight updates, of trials or finished trainings, not gradients."""
+        return self.movement in ("trial", "update")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunInfo:
+class RunInfo(Scored):
     """Where and how a report was made."""
 
     hlscore_version: str
@@ -428,16 +439,6 @@ class RunInfo:
     # Of sampling, the probe run and the decompositions, all starts of a resumed run together.
     wall_seconds: float = 0.0
     notes: tuple[str, ...] = ()  # why this estimator, and what had to be changed on the way
-
-    @property
-    def movement(self) -> str:
-        """What was scored: `gradient`, `trial` or `update`; empty where the report does not say."""
-        return movement_in(self.settings)
-
-    @property
-    def scores_updates(self) -> bool:
-        """Whether A, B and G are weight updates, of trials or finished trainings, not gradients."""
-        return self.movement in OF_UPDATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

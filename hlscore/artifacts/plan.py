@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from hlscore.records import Fingerprint, Form, LeftOut, LossTokens, Matrix, Storage
+from hlscore.records import Fingerprint, Form, LeftOut, LossTokens, Matrix, Scored, Storage
 from hlscore.settings import (
     LARGEST_ALPHA,
     LARGEST_RANK,
@@ -260,7 +260,7 @@ class PlanProbes(_Strict):
     mean_loss: float | None = Field(description="Negative log-likelihood, nats per counted token.")
 
 
-class PlanProvenance(_Strict):
+class PlanProvenance(_Strict, Scored):
     """Where the numbers come from."""
 
     hlscore_version: str

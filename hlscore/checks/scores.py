@@ -10,7 +10,6 @@ from hlscore.artifacts.plan import Plan
 from hlscore.checks.rule import RULES, Case, Finding, finding
 from hlscore.planning.parts import BORDERLINE
 from hlscore.planning.problem import without_lesser
-from hlscore.records import OF_UPDATES, movement_in
 from hlscore.scores.registry import SCORES
 
 
@@ -116,7 +115,7 @@ def _lesser(plan: Plan) -> set[str]:
     score = SCORES.get(plan.score.name)
     if score is None:  # a plan of another version
         return set()
-    rows, of_updates = plan.modules, movement_in(plan.provenance.settings) in OF_UPDATES
+    rows, of_updates = plan.modules, plan.provenance.scores_updates
     scores = np.array([[item.score] for item in rows], dtype=np.float64).reshape(-1, 1)
     full = {item.module for item in rows if item.locked and item.mode == "full"}
     asked = plan.settings.gated_pairs

@@ -90,8 +90,7 @@ def estimate(
     - `hlscore estimate Qwen/Qwen3-8B --gpu 80GiB`
     - `hlscore estimate builtin:tiny --budget 0.1p --optimizer adamw8bit --train-length 512`
     """
-    from hlscore.planning.estimate import check_budget
-    from hlscore.planning.estimate import estimate as estimate_memory
+    from hlscore.planning.memory import check_budget, estimate_trainings
     from hlscore.records import ModelShape
     from hlscore.views.model import print_estimate
 
@@ -108,5 +107,5 @@ def estimate(
             modules=find_modules(built, candidates),
             parameters=parameter_sizes(built),
         )
-    trainings = estimate_memory(shape, plan)
+    trainings = estimate_trainings(shape, plan)
     print_estimate(settings, candidates, shape, plan, trainings, device_bytes=gpu, as_json=as_json)

@@ -49,15 +49,10 @@ def rank(
     """
     # What can be refused at once is refused before torch is even imported.
     from hlscore.artifacts import files
-    from hlscore.planning.problem import check_plan_settings
-    from hlscore.scores.registry import check_of_updates, check_without_probes
+    from hlscore.planning.problem import check_run_settings
 
-    check_plan_settings(settings.plan)
+    check_run_settings(settings)
     no_probes = settings.no_probes
-    if settings.updates:
-        check_of_updates(settings.plan.score)
-    elif no_probes:
-        check_without_probes(settings.plan.score)
     if settings.objective.rewards:
         from hlscore.rollouts.rewards import check_rewards
 

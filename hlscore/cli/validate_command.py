@@ -48,10 +48,10 @@ def validate(
     - `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
     """
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.views.validation import print_trial_forecast, print_validation
+    from hlscore.views.validation import print_validation, print_validation_forecast
 
     if "samples" not in given:
-        given["samples"] = drawn_by_trial(build(ValidateSettings, given))
+        given["samples"] = drawn_by_training(build(ValidateSettings, given))
     settings = build(ValidateSettings, given)
     planned = read_plan(plan)
     folder = out or default_folder(settings.model.model)
@@ -71,18 +71,18 @@ def validate(
 
     warn(dtype_warning(settings.model))
     with status("loading"):
-        trial = run.prepare(settings, planned)
+        validation = run.prepare(settings, planned)
     if dry_run:
         with status("timing a few steps"):
-            seconds = run.seconds_per_training(trial)
-        print_trial_forecast(trial, seconds, as_json=as_json)
+            seconds = run.seconds_per_training(validation)
+        print_validation_forecast(validation, seconds, as_json=as_json)
         return
     journal = folder / run.JOURNAL
     if force and not resume:
         journal.unlink(missing_ok=True)
     try:
         with terminal_progress() as progress:
-            found = run.validate(trial, folder, progress, resume=resume)
+            found = run.validate(validation, folder, progress, resume=resume)
     except KeyboardInterrupt:
         raise Interrupted(
             "Interrupted: finished trainings are kept.",
@@ -94,7 +94,7 @@ def validate(
     print_validation(found, folder / VALIDATION_FILE, planned, plan, as_json=as_json)
 
 
-def drawn_by_trial(settings: ValidateSettings) -> int:
+def drawn_by_training(settings: ValidateSettings) -> int:
     """Examples to draw: of a hub data set at most one for each that a training is shown."""
     from hlscore.inputs.examples import is_on_hub
 

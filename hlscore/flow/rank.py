@@ -23,7 +23,7 @@ from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of
-from hlscore.planning.problem import check_plan_settings
+from hlscore.planning.problem import check_run_settings
 from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
@@ -63,7 +63,7 @@ def rank_model(
     Returns:
         Report, plan and completions; `None` in all but the main process.
     """
-    check_plan_settings(settings.plan)
+    check_run_settings(settings)
     score = find_score(settings.plan.score)
     modules = modules_to_plan(model, identity, settings)
     planned = candidates_of(modules)

@@ -108,7 +108,7 @@ def result_of(
         seed=settings.seed,
         statistics=statistics,
         weights=weights,
-        of_updates=bool(settings.updates),
+        trained=bool(settings.updates),
     )
     report = ScoreReport(
         rows=order_rows(rows, find_score(plan.score), plan.rank),

@@ -21,9 +21,9 @@ from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.stored_weights import Rows
 from hlscore.inputs.trained import Adapter, LowRank, Trained, Update, open_trained
-from hlscore.planning.problem import check_plan_settings
+from hlscore.planning.problem import check_run_settings
 from hlscore.records import NO_PROBES, Candidate, GradientStatistics, WeightStatistics
-from hlscore.scores.registry import check_of_updates, find_score
+from hlscore.scores.registry import find_score
 from hlscore.settings import RankSettings
 from hlscore.settings.capture import default_sketch_size
 from hlscore.steps import Progress
@@ -55,8 +55,7 @@ def score_updates(
     result comes what became of each weight, by module name.
     """
     plan = settings.plan
-    check_plan_settings(plan)
-    check_of_updates(plan.score)
+    check_run_settings(settings)
     device = resolve_device(settings.model.device)
     base, modules = opened(settings)
     chosen = candidates_of(modules)

@@ -16,10 +16,9 @@ from hlscore.inputs.model import input_device, resolve_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.weights import dense_weight
-from hlscore.planning.problem import check_plan_for, check_plan_settings
+from hlscore.planning.problem import check_plan_for, check_run_settings
 from hlscore.processes import Processes
 from hlscore.records import NO_PROBES, Candidate, ModelIdentity, WeightStatistics
-from hlscore.scores.registry import check_without_probes
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import workers
@@ -37,8 +36,7 @@ def score_weights(
         held: A model in memory, which is only read. Without one the files of the model that the
             settings name are read tensor by tensor, and no model is loaded.
     """
-    check_plan_settings(settings.plan)
-    check_without_probes(settings.plan.score)
+    check_run_settings(settings)
     ranks = curve_ranks(settings.plan.rank, also=settings.plan.ranks)
     if held is None:
         device = resolve_device(settings.model.device)

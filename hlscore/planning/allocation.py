@@ -132,27 +132,27 @@ def choose(scores: Numbers, costs: Costs, limit: int) -> tuple[Chosen, float]:
     Returns:
         Whether each is selected, and an upper bound of the total score of any choice that fits.
     """
-    worth = np.where(np.isfinite(scores) & (scores > 0), scores, 0.0)
     if (costs == 1).all():
         chosen = best_per_cost(scores, costs, limit)
-        return chosen, float(worth[chosen].sum())
-    free: Chosen = (worth > 0) & (costs <= 0)  # full fine-tuning costs no more than LoRA there
-    limit -= int(costs[free].sum())
-    fits = np.flatnonzero((worth > 0) & (costs > 0) & (costs <= limit))
-    total = float(worth[free].sum())
+        return chosen, float(scores[chosen].sum())
+    # What costs no more than LoRA is chosen anyway, and what exceeds the limit alone is not.
+    chosen = (scores > 0) & (costs <= 0)
+    limit -= int(costs[chosen].sum())
+    total = float(scores[chosen].sum())
+    fits = np.flatnonzero((scores > 0) & (costs > 0) & (costs <= limit))
     if not len(fits):
-        return free, total
+        return chosen, total
     zeros = np.zeros(len(fits))
     picked = choose_options(
         Menu(
             modules=np.repeat(np.arange(len(fits)), 2),
-            values=np.c_[zeros, worth[fits]].ravel(),
+            values=np.c_[zeros, scores[fits]].ravel(),
             costs=np.c_[zeros, costs[fits]].reshape(1, -1),
             limits=np.array([limit], dtype=np.float64),
         )
     )
-    free[fits] = picked.picks % 2 == 1
-    return free, picked.bound + total
+    chosen[fits] = picked.picks % 2 == 1
+    return chosen, picked.bound + total
 
 
 def best_per_cost(scores: Numbers, costs: Costs, limit: int) -> Chosen:
@@ -160,11 +160,10 @@ def best_per_cost(scores: Numbers, costs: Costs, limit: int) -> Chosen:
 
     The best choice where all cost the same; else nearly, and fast enough for every resample.
     """
-    worth = np.where(np.isfinite(scores) & (scores > 0), scores, 0.0)
-    chosen: Chosen = (worth > 0) & (costs <= 0)
+    chosen: Chosen = (scores > 0) & (costs <= 0)
     limit -= int(costs[chosen].sum())
-    order = np.argsort(-worth / np.maximum(costs, 1), kind="stable")
-    order = order[(worth[order] > 0) & (costs[order] > 0)]
+    order = np.argsort(-scores / np.maximum(costs, 1), kind="stable")
+    order = order[(scores[order] > 0) & (costs[order] > 0)]
     whole = int(np.searchsorted(np.cumsum(costs[order]), limit, side="right"))
     chosen[order[:whole]] = True
     left = limit - int(costs[order[:whole]].sum())

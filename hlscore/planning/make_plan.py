@@ -73,6 +73,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
             "The training memory is more bytes than a plan can hold.",
             hint="Use a smaller --train-batch or --train-length.",
         )
+    trained = report.run.movement == "update"
     memory = PlanMemory(**asdict(settings.memory), **asdict(use), total_bytes=use.total_bytes)
     lora = PlanLora(
         rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
@@ -92,12 +93,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
                 "selection_probability": share,
                 "params": row.n_params,
                 "trained_params": choice.trained_params,
-                "remark": remark(
-                    row,
-                    row.matrices_reached,
-                    choice.rank or settings.rank,
-                    of_updates=report.run.movement == "update",
-                ),
+                "remark": remark(row, choice.rank or settings.rank, trained=trained),
             }
         )
         for row, value, choice, drawn, share in zip(

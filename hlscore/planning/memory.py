@@ -1,4 +1,4 @@
-"""The memory of a training, in bytes: weights, gradients, optimizer state, copies, activations.
+"""The memory of trainings, in bytes: weights, gradients, optimizer state, copies, activations.
 
 Frozen weights have 16 bits, or 4 or 8 where a linear layer is packed. What is trained is kept in
 the precision of `master`, and so are its gradients and moments; 8-bit moments have scales, and
@@ -13,14 +13,23 @@ are step counters and tables that all layers share, and what allocators round up
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from math import prod
 from operator import add
 from typing import Literal
 
+from hlscore.errors import BudgetError
 from hlscore.packing import packed_bytes
-from hlscore.records import Matrix, ModelDimensions, ModelIdentity, ModelShape, ParameterSize
-from hlscore.settings import MemorySettings
+from hlscore.planning.budget import Budget, parse_budget
+from hlscore.records import (
+    Matrix,
+    ModelDimensions,
+    ModelIdentity,
+    ModelShape,
+    ParameterSize,
+    tied_modules,
+)
+from hlscore.settings import MemorySettings, PlanSettings
 
 Mode = Literal["full", "lora", "frozen"]
 
@@ -201,3 +210,89 @@ def _state_bytes(item: ParameterSize, settings: MemorySettings) -> int:
         wide = item.embedding or numbers < _SMALL
         return moments * (4 * numbers if wide else numbers + 4 * -(-numbers // _BLOCK))
     return moments * settings.master_bytes * numbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingMemory:
+    """One way to train a model, and what it takes."""
+
+    # Every parameter without PEFT, LoRA on every candidate, or a hybrid of both.
+    kind: Literal["full", "lora", "hybrid"]
+    # Which modules a hybrid trains in full: the `smallest` or `largest` by the memory they add, or
+    # a share of each (`proportional`); empty for the others.
+    which: str = ""
+    full_modules: int | None = None  # candidates in full; `None` where that depends on which
+    base_bits: int = 16  # of each frozen weight of a linear layer
+    trained_params: int
+    memory: MemoryUse
+
+
+def check_budget(budget: str) -> Budget:
+    """Read the budget of an estimate, before a model is built."""
+    found = parse_budget(budget)
+    if found.unit == "bytes":
+        raise BudgetError(
+            f"The budget '{budget}' is training memory, which is what estimate tells.",
+            hint=f"Use --gpu {budget} to see what fits, and --budget 0.1, 0.1p or 500M.",
+        )
+    return found
+
+
+def estimate_trainings(shape: ModelShape, settings: PlanSettings) -> tuple[TrainingMemory, ...]:
+    """Estimate full fine-tuning, LoRA, and the hybrids of a budget; these also with a 4-bit base.
+
+    Which modules a hybrid trains in full is not known without scores. A budget of modules gives
+    the hybrid with the cheapest modules and that with the dearest, between which every other
+    lies; a budget of parameters gives one that trains the same share of every module in full,
+    from which a plan of whole modules differs by little.
+    """
+    budget, memory, candidates = check_budget(settings.budget), settings.memory, shape.candidates
+    sizes = [item.n_params for item in candidates]
+    budget.check_one_fits(sizes)
+    most, tied = budget.limit(sizes), tied_modules(shape.modules)
+    full = [Choice(row=item, mode="full") for item in candidates]
+    lora = [
+        Choice(row=item, mode="frozen")  # LoRA on a tied weight merges wrongly
+        if item.module in tied
+        else Choice(row=item, mode="lora", rank=settings.rank)
+        for item in candidates
+    ]
+    use = full_training(shape, shape.parameters, memory)
+    found = [TrainingMemory(kind="full", trained_params=shape.n_params, memory=use)]
+
+    def training(choices: list[Choice], base: MemorySettings, which: str = "") -> TrainingMemory:
+        return TrainingMemory(
+            kind="hybrid" if which else "lora",
+            which=which,
+            full_modules=sum(item.mode == "full" for item in choices),
+            base_bits=base.base_bits,
+            trained_params=sum(item.trained_params for item in choices),
+            memory=memory_use(shape, choices, base),
+        )
+
+    for base in dict.fromkeys((memory, replace(memory, base_bits=4))):
+        found.append(training(lora, base))
+        if budget.unit == "parameters":
+            share, none = min(1.0, most / sum(sizes)), found[-1]
+            every = training(full, base, "proportional")
+            trained, *uses = (
+                round((1 - share) * least + share * whole)
+                for least, whole in zip(
+                    (none.trained_params, *astuple(none.memory)),
+                    (every.trained_params, *astuple(every.memory)),
+                    strict=True,
+                )
+            )
+            use = MemoryUse(*uses)
+            found.append(replace(every, full_modules=None, trained_params=trained, memory=use))
+            continue
+        surcharges = [
+            extra_use(one, base).total_bytes - extra_use(other, base).total_bytes
+            for one, other in zip(full, lora, strict=True)
+        ]
+        for which in ("smallest", "largest"):
+            order = sorted(range(len(full)), key=surcharges.__getitem__, reverse=which == "largest")
+            chosen = set(order[:most])
+            choices = [full[at] if at in chosen else lora[at] for at in range(len(full))]
+            found.append(training(choices, base, which))
+    return tuple(found)

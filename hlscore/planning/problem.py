@@ -14,9 +14,16 @@ from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.knapsack import Numbers
 from hlscore.planning.memory import Choice, Mode, activation_bytes, base_bytes
 from hlscore.records import Candidate, Matrix, ModelIdentity, ModuleRow, ScoreReport, tied_modules
-from hlscore.scores.registry import Score, find_score, replicates_at, score_of
+from hlscore.scores.registry import (
+    SCORES,
+    Needs,
+    Score,
+    find_score,
+    replicates_at,
+    score_of,
+)
 from hlscore.scores.rows import order_rows
-from hlscore.settings import LARGEST_RANK, MemorySettings, PlanSettings
+from hlscore.settings import LARGEST_RANK, MemorySettings, PlanSettings, RankSettings
 from hlscore.settings.plan import GatedPairs
 from hlscore.wording import memory as memory_text
 
@@ -258,6 +265,25 @@ def check_plan_settings(settings: PlanSettings) -> None:
     parse_budget(settings.budget)
     for lock in settings.locks:
         parse_lock(lock)
+
+
+def check_run_settings(settings: RankSettings) -> None:
+    """Refuse a bad plan, or a score that the run cannot have, before a model is loaded."""
+    check_plan_settings(settings.plan)
+    missing: dict[Needs, str] = {}
+    if settings.updates:
+        missing = {"whole gradients": "is one of gradients, and --update reads weight updates"}
+    elif settings.data.without_probes:
+        why = "comes from gradients, and without probes there are none"
+        missing = {"gradients": why, "whole gradients": why}
+    score = find_score(settings.plan.score)
+    if score.needs in missing:
+        others = ", ".join(name for name, other in SCORES.items() if other.needs not in missing)
+        remove = "" if settings.updates else ", or remove --data none"
+        raise UsageError(
+            f"The score '{score.name}' {missing[score.needs]}.",
+            hint=f"Use --score with one of {others}{remove}.",
+        )
 
 
 def check_plan_for(

@@ -220,28 +220,6 @@ def find_score(name: str) -> Score:
     return SCORES[name]
 
 
-def check_without_probes(name: str) -> None:
-    """Refuse a score that needs probes, of a run that has none."""
-    if find_score(name).reads_gradients:
-        others = ", ".join(score.name for score in SCORES.values() if not score.reads_gradients)
-        raise UsageError(
-            f"The score '{name}' comes from gradients, and without probes there are none.",
-            hint=f"Use --score with one of {others}, or remove --data none.",
-        )
-
-
-def check_of_updates(name: str) -> None:
-    """Refuse a score of single gradient entries, of a run that has updates instead."""
-    if find_score(name).needs == "whole gradients":
-        others = ", ".join(
-            score.name for score in SCORES.values() if score.needs != "whole gradients"
-        )
-        raise UsageError(
-            f"The score '{name}' is one of gradients, and --update reads weight updates.",
-            hint=f"Use --score with one of {others}.",
-        )
-
-
 def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
     """Value of a score for a row; `None` for skipped and unreached rows without one."""
     value = score.compute(row, rank)

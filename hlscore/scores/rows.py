@@ -26,15 +26,15 @@ def build_rows(
     seed: int,
     statistics: Mapping[str, GradientStatistics] | None = None,
     weights: Mapping[str, WeightStatistics] | None = None,
-    of_updates: bool = False,
+    trained: bool = False,
 ) -> tuple[ModuleRow, ...]:
     """Rows of a report in module order, not yet ordered by a score.
 
     Args:
         statistics: Statistics of each candidate, by module name; `None` without probes.
         weights: Statistics of the weight of each candidate; `None` where not asked for.
-        of_updates: Whether a matrix of zeros is a weight that a training did not change, rather
-            than one that no probe token reached.
+        trained: Whether the statistics are of finished trainings: a matrix of zeros is then one
+            that no training changed.
     """
     control = stratified_scores([item for item in modules if not item.skipped], seed=seed)
     rows = []
@@ -48,16 +48,17 @@ def build_rows(
         if statistics is not None:
             found = statistics[item.module]
             values |= _gradient_columns(found, ranks, None if rank >= item.max_rank else rank)
-        remarks = [remark(item, values["matrices_reached"], rank, of_updates=of_updates)]
+        of_weight = ""
         if weights is not None:
             weight = weights[item.module]
-            remarks.append(weight.remark)
+            of_weight = weight.remark
             # The norm of the weight that was probed comes first.
             values = _columns(weight) | {"kappa": weight.inverse_condition} | values
             values["spectral_ranks"] = ranks if weight.spectral_curve else ()
-        row = ModuleRow(**values, reason="; ".join(filter(None, remarks)))
+        row = ModuleRow(**values)
         scores = {name: score.compute(row, rank) for name, score in SCORES.items()}
-        rows.append(row.changed(**scores))
+        remarks = filter(None, (remark(row, rank, trained=trained), of_weight))
+        rows.append(row.changed(**scores, reason="; ".join(remarks)))
     return tuple(rows)
 
 
@@ -155,19 +156,17 @@ def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[Modu
     return (*ordered, *skipped)
 
 
-def remark(
-    item: Candidate | ModuleRow, matrices_reached: int | None, rank: int, *, of_updates: bool
-) -> str:
+def remark(row: ModuleRow, rank: int, *, trained: bool) -> str:
     """What a reader should know of a module at a LoRA rank; mostly nothing."""
-    if matrices_reached == 0:
-        return "no training changed it" if of_updates else "its gradient is zero"
+    reached = row.matrices_reached
+    if reached == 0:
+        return "no training changed it" if trained else "its gradient is zero"
     remarks = []
-    if matrices_reached is not None and matrices_reached < item.matrices:
-        missed = item.matrices - matrices_reached
-        why = "no training changed" if of_updates else "no probe token reached"
-        remarks.append(f"{why} {missed} of {item.matrices} experts")
-    if rank >= item.max_rank:
-        remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {item.max_rank})")
+    if reached is not None and reached < row.matrices:
+        why = "no training changed" if trained else "no probe token reached"
+        remarks.append(f"{why} {row.matrices - reached} of {row.matrices} experts")
+    if rank >= row.max_rank:
+        remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {row.max_rank})")
     return "; ".join(remarks)
 
 

@@ -161,7 +161,7 @@ class RankSettings:
 class ValidateSettings:
     """How the short trainings of `hlscore validate` run."""
 
-    panel: ClassVar = "Trial"
+    panel: ClassVar = "Validation"
     model: ModelSettings
     steps: int = option(60, "Optimizer steps of each training.", low=2, high=10**6)
     # Each has its own examples, adapters and random draw.

@@ -100,7 +100,7 @@ def verdict(
     objective: str = "sft",
     unsettled: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """What the trial shows of the plan, and what it does not, the most important first.
+    """What the trainings show of the plan, and what they do not, the most important first.
 
     Args:
         seeds: Trainings of each arm.

@@ -30,7 +30,14 @@ from hlscore.training.apply import check_model
 from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
 from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
 from hlscore.validation.gaps import compare_arms, verdict
-from hlscore.validation.training import MOST_EXTENSIONS, POINTS, Outcome, Training, Trial, train
+from hlscore.validation.training import (
+    MOST_EXTENSIONS,
+    POINTS,
+    Outcome,
+    Training,
+    Validation,
+    train,
+)
 
 SCHEMA_VERSION = 1
 # Finished trainings, one line each; not named as the progress of `rank` is, which may go to the
@@ -44,7 +51,7 @@ RATE_FACTOR = 3.0
 Rates = tuple[int, int]
 
 
-def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
+def prepare(settings: ValidateSettings, plan: Plan) -> Validation:
     """Load model and data, and make the arms."""
     examples = read_examples(settings.data, seed=settings.seed)
     loaded = load_model(
@@ -69,7 +76,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
         tuple(probes.sequences), held_out=settings.held_out, seed=settings.seed
     )
     seeds = tuple(range(settings.seed, settings.seed + settings.seeds + 1))
-    return Trial(
+    return Validation(
         settings=settings,
         plan=plan,
         model=loaded.model,
@@ -121,66 +128,68 @@ def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
     if not planned or planned == probes.loss_on:
         return ()
     return (
-        f"The plan was made for a loss on {LOSS_ON[planned]}, but this trial trains on "
+        f"The plan was made for a loss on {LOSS_ON[planned]}, but this validation trains on "
         f"{LOSS_ON[probes.loss_on]}.",
     )
 
 
-def seconds_per_training(trial: Trial) -> float:
+def seconds_per_training(validation: Validation) -> float:
     """Time a few steps of the plan and estimate what a whole training takes."""
-    wanted = Training(arm=PLAN, seed=trial.tuning_seed)
+    wanted = Training(arm=PLAN, seed=validation.tuning_seed)
     # The first step of a process is slow, so one training goes ahead.
-    first = train(trial, trial.plan, wanted, steps=1)
+    first = train(validation, wanted, steps=1)
     began = time.perf_counter()
-    timed = train(trial, trial.plan, wanted, steps=1 + _TIMED_STEPS)
+    timed = train(validation, wanted, steps=1 + _TIMED_STEPS)
     around = time.perf_counter() - began - timed.seconds - timed.measuring_seconds
     measuring = timed.measuring_seconds / len(timed.steps) * POINTS
     step = timed.seconds / (1 + _TIMED_STEPS)
     if first.seconds < timed.seconds:
         step = (timed.seconds - first.seconds) / _TIMED_STEPS
-    return around + measuring + step * trial.settings.steps
+    return around + measuring + step * validation.settings.steps
 
 
-def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) -> dict[str, Any]:
+def validate(
+    validation: Validation, folder: Path, progress: Progress, *, resume: bool
+) -> dict[str, Any]:
     """The content of `validation.json`, after training every arm and comparing them.
 
     Finished trainings are kept in the folder; `resume` goes on with those of an earlier start.
     Null stands for what is not finite, as after a divergence.
     """
-    settings = trial.settings
-    finished = _finished(folder, trial.made_with, resume=resume)
-    progress.start("training", trial.trainings[1], "trainings")
+    settings, model = validation.settings, validation.model
+    finished = _finished(folder, validation.made_with, resume=resume)
+    progress.start("training", validation.trainings[1], "trainings")
 
     def run(arm: Arm, seed: int, rates: Rates) -> Outcome:
         full, lora = (RATE_FACTOR**power for power in rates)
         wanted = Training(arm=arm.name, seed=seed, full_factor=full, lora_factor=lora)
         if wanted not in finished:
-            finished[wanted] = train(trial, arm.plans[seed], wanted, steps=settings.steps)
+            finished[wanted] = train(validation, wanted, steps=settings.steps)
             _keep(folder, asdict(finished[wanted]))
         progress.advance(1)
         return finished[wanted]
 
     # Every other arm begins at the best rates of LoRA and of full fine-tuning.
     losses: dict[str, dict[Rates, float]] = {}
-    for arm in sorted(trial.arms, key=lambda arm: arm.name not in (LORA, FULL)):
+    for arm in sorted(validation.arms, key=lambda arm: arm.name not in (LORA, FULL)):
         full, lora = (best(losses[name]) if name in losses else (0, 0) for name in (FULL, LORA))
         losses[arm.name] = search(
-            lambda rates, arm=arm: run(arm, trial.tuning_seed, rates).tuning_loss,  # type: ignore[misc]
+            lambda rates, arm=arm: run(arm, validation.tuning_seed, rates).tuning_loss,  # type: ignore[misc]
             start=(full[0] if arm.rates[0] else 0, lora[1] if arm.rates[1] else 0),
             moves=arm.rates,
         )
     outcomes = {
-        arm.name: [run(arm, seed, best(losses[arm.name])) for seed in trial.seeds]
-        for arm in trial.arms
+        arm.name: [run(arm, seed, best(losses[arm.name])) for seed in validation.seeds]
+        for arm in validation.arms
     }
     results = compare_arms(
         {name: [outcome.sums for outcome in found] for name, found in outcomes.items()},
-        [item.counted_tokens for item in trial.test],
+        [item.counted_tokens for item in validation.test],
         seed=settings.seed,
     )
-    untrained = sum(trial.sums(trial.model, trial.test)) / counted_tokens(trial.test)
-    notes = [*trial.notes]
-    seen = settings.steps * settings.batch_size / len(trial.training)
+    untrained = validation.loss(model, validation.test)
+    notes = [*validation.notes]
+    seen = settings.steps * settings.batch_size / len(validation.training)
     if seen > 5:
         notes.append(f"Every example is seen {seen:.0f} times: this also measures memorisation.")
     notes.append(
@@ -189,8 +198,8 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
     )
     also = None
     if settings.also is not None:
-        counted = counted_tokens(trial.also)
-        before = sum(trial.sums(trial.model, trial.also)) / counted
+        counted = counted_tokens(validation.also)
+        before = validation.loss(model, validation.also)
         forgetting = {}
         for name, found in outcomes.items():
             after = [sum(outcome.also_sums) / counted for outcome in found]
@@ -198,13 +207,13 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             forgetting[name] = {"loss": mean, "forgotten": mean - before, "seeds": after}
         also = {
             "source": settings.also,
-            "examples": len(trial.also),
+            "examples": len(validation.also),
             "untrained_loss": before,
             "arms": forgetting,
         }
     arms: dict[str, Any] = {}
-    full_rate, lora_rate = Export(plan=trial.plan).rates("sft")
-    for arm in trial.arms:
+    full_rate, lora_rate = Export(plan=validation.plan).rates("sft")
+    for arm in validation.arms:
         found = outcomes[arm.name]
         curves = [outcome.curve for outcome in found]
         of_full, of_lora = best(losses[arm.name])
@@ -238,18 +247,22 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             results,
             seeds=settings.seeds,
             steps=settings.steps,
-            objective=trial.plan.provenance.probes.objective,
-            unsettled=[arm.name for arm in trial.arms if untried(losses[arm.name], arm.rates)],
+            objective=validation.plan.provenance.probes.objective,
+            unsettled=[arm.name for arm in validation.arms if untried(losses[arm.name], arm.rates)],
             untrained=untrained,
         ),
         "notes": notes,
         "untrained_loss": untrained,
         "arms": arms,
-        "examples": {name: len(getattr(trial, name)) for name in ("training", "tuning", "test")},
+        "examples": {
+            "training": len(validation.training),
+            "tuning": len(validation.tuning),
+            "test": len(validation.test),
+        },
         "also": also,
-        "made_with": {key: value for key, value in trial.made_with.items() if key != "plan"},
+        "made_with": {key: value for key, value in validation.made_with.items() if key != "plan"},
         "machine": {
-            "device": str(trial.model.device),
+            "device": str(model.device),
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
@@ -275,7 +288,7 @@ def _finished(
         return {}
     if not resume:
         raise UsageError(
-            f"'{folder}' holds an unfinished trial.",
+            f"'{folder}' holds an unfinished validation.",
             hint="Go on with --resume, start anew with --force, or choose another --out.",
         )
     found = {}

@@ -54,7 +54,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Validation:
     """All trainings of a plan and its baselines, ready to start."""
 
     settings: ValidateSettings
@@ -92,9 +92,13 @@ class Trial:
         size = 4 * self.settings.batch_size
         return example_sums(model, examples, self.pad_token_id, batch_size=size)
 
+    def loss(self, model: torch.nn.Module, examples: Sequence[ProbeExample]) -> float:
+        """Mean loss under a model, nats per counted token."""
+        return sum(self.sums(model, examples)) / counted_tokens(examples)
 
-def train(trial: Trial, plan: Plan, training: Training, *, steps: int) -> Outcome:
-    """Train a copy of the model as a plan says, with AdamW without weight decay.
+
+def train(validation: Validation, training: Training, *, steps: int) -> Outcome:
+    """Train a copy of the model as the arm's plan says, with AdamW without weight decay.
 
     The learning rates rise over a tenth of the steps and fall linearly to zero; gradients are
     clipped at norm 1.
@@ -102,15 +106,16 @@ def train(trial: Trial, plan: Plan, training: Training, *, steps: int) -> Outcom
     from hlscore.training.apply import apply
 
     torch.manual_seed(training.seed)
-    measured = _Measured(trial, steps)
+    plan = next(arm for arm in validation.arms if arm.name == training.arm).plans[training.seed]
+    measured = _Measured(validation, steps)
     with (
         tempfile.TemporaryDirectory(prefix="hlscore-validate-") as folder,
         warnings.catch_warnings(),
     ):
         # The trainer warns of its own deprecated options.
         warnings.simplefilter("ignore", FutureWarning)
-        model = apply(copy.deepcopy(trial.model), plan, allow_other_weights=True)
-        trainer = _trainer(trial, plan, training, model, folder, measured)
+        model = apply(copy.deepcopy(validation.model), plan, allow_other_weights=True)
+        trainer = _trainer(validation, plan, training, model, folder, measured)
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began - measured.seconds
@@ -119,11 +124,11 @@ def train(trial: Trial, plan: Plan, training: Training, *, steps: int) -> Outcom
         training=training,
         steps=tuple(measured.steps),
         curve=tuple(measured.losses),
-        tuning_loss=sum(trial.sums(model, trial.tuning)) / counted_tokens(trial.tuning),
+        tuning_loss=validation.loss(model, validation.tuning),
         sums=tuple(measured.sums),
         seconds=seconds,
         measuring_seconds=measured.seconds,
-        also_sums=tuple(trial.sums(model, trial.also)),
+        also_sums=tuple(validation.sums(model, validation.also)),
     )
 
 
@@ -140,8 +145,8 @@ def training_order(
 class _Measured(TrainerCallback):  # type: ignore[misc]
     """Measures the test loss a few times along a training, the last time at its end."""
 
-    def __init__(self, trial: Trial, steps: int) -> None:
-        self._trial, self.total_steps = trial, steps
+    def __init__(self, validation: Validation, steps: int) -> None:
+        self._validation, self.total_steps = validation, steps
         self._wanted = {round(steps * part / POINTS) for part in range(1, POINTS + 1)}
         self.steps: list[int] = []
         self.losses: list[float] = []
@@ -154,15 +159,20 @@ class _Measured(TrainerCallback):  # type: ignore[misc]
             return
         began, model = time.perf_counter(), given["model"]
         model.eval()
-        self.sums = self._trial.sums(model, self._trial.test)
+        self.sums = self._validation.sums(model, self._validation.test)
         model.train()
         self.steps.append(state.global_step)
-        self.losses.append(sum(self.sums) / counted_tokens(self._trial.test))
+        self.losses.append(sum(self.sums) / counted_tokens(self._validation.test))
         self.seconds += time.perf_counter() - began
 
 
 def _trainer(
-    trial: Trial, plan: Plan, training: Training, model: Any, folder: str, measured: _Measured
+    validation: Validation,
+    plan: Plan,
+    training: Training,
+    model: Any,
+    folder: str,
+    measured: _Measured,
 ) -> Any:
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
@@ -177,7 +187,9 @@ def _trainer(
         def _get_train_sampler(self, *_: Any) -> SequentialSampler:
             return SequentialSampler(self.train_dataset)
 
-    steps, batch_size = measured.total_steps, trial.settings.batch_size
+    steps, batch_size = measured.total_steps, validation.settings.batch_size
+    count = steps * batch_size
+    order = training_order(validation.training, count=count, seed=training.seed)
     rows = [
         {
             "input_ids": list(item.input_ids),
@@ -186,9 +198,9 @@ def _trainer(
                 for token, counted in zip(item.input_ids, item.counted, strict=True)
             ],
         }
-        for item in training_order(trial.training, count=steps * batch_size, seed=training.seed)
+        for item in order
     ]
-    tokenizer = trial.tokenizer
+    tokenizer = validation.tokenizer
     if tokenizer.pad_token is None:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token

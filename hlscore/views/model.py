@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from hlscore.planning.estimate import Training
+from hlscore.planning.memory import TrainingMemory
 from hlscore.records import Candidate, ModelShape
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
 from hlscore.views.summary import weight_bytes
@@ -66,7 +66,7 @@ def print_estimate(
     candidates: CandidateSettings,
     shape: ModelShape,
     settings: PlanSettings,
-    trainings: Sequence[Training],
+    trainings: Sequence[TrainingMemory],
     *,
     device_bytes: int | None,
     as_json: bool,

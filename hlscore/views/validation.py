@@ -14,7 +14,7 @@ from hlscore.views.terminal import Terminal, command, picked, plain_table, print
 from hlscore.wording import count, duration, memory, short, visible
 
 if TYPE_CHECKING:
-    from hlscore.validation.training import Trial
+    from hlscore.validation.training import Validation
 
 _LABELS = {
     "lora": "LoRA",
@@ -129,15 +129,17 @@ def print_validation(
     console.next_steps(*commands)
 
 
-def print_trial_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
-    """Print what a trial will take, at so many seconds per training."""
-    console, steps = Terminal(), trial.settings.steps
-    least, most = trial.trainings
+def print_validation_forecast(validation: Validation, seconds: float, *, as_json: bool) -> None:
+    """Print what a validation will take, at so many seconds per training."""
+    console, steps = Terminal(), validation.settings.steps
+    least, most = validation.trainings
     if as_json:
         print_json({
             "fewest_trainings": least, "most_trainings": most, "steps": steps,
             "seconds_per_training": seconds,
-            "arms": [picked(arm, "name", "trained_params", "memory_bytes") for arm in trial.arms],
+            "arms": [
+                picked(arm, "name", "trained_params", "memory_bytes") for arm in validation.arms
+            ],
         })  # fmt: skip
         return
     console.print(
@@ -145,6 +147,6 @@ def print_trial_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None
         f"and measuring: {duration(least * seconds)} to {duration(most * seconds)}"
     )
     table = plain_table("arm", "trained", "memory")
-    for arm in trial.arms:
+    for arm in validation.arms:
         table.add_row(_LABELS[arm.name], short(arm.trained_params), memory(arm.memory_bytes))
     console.whole(table)

@@ -26,7 +26,7 @@ from families import FAMILIES
 from tokens import VOCAB_SIZE, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.cli.validate_command import drawn_by_trial
+from hlscore.cli.validate_command import drawn_by_training
 from hlscore.errors import DataError
 from hlscore.inputs import examples
 from hlscore.inputs.examples import read_examples, wanted_formats
@@ -230,10 +230,10 @@ def test_a_hub_data_set_is_never_streamed_without_a_limit(
     [("org/data", 60, 686), ("org/data", 2, 256), ("a.jsonl", 60, 0), (None, 60, 0),
      ("builtin:new", 60, 0)],
 )  # fmt: skip
-def test_examples_of_a_trial(data: str | None, steps: int, expected: int) -> None:
+def test_examples_of_a_training(data: str | None, steps: int, expected: int) -> None:
     """Of a hub data set a trial draws what its steps need, of a file everything."""
     model, source = ModelSettings(model="m"), DataSettings(data=data)
-    assert drawn_by_trial(ValidateSettings(model=model, data=source, steps=steps)) == expected
+    assert drawn_by_training(ValidateSettings(model=model, data=source, steps=steps)) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import reports
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
@@ -30,22 +31,12 @@ from hlscore.planning.memory import (
     memory_use,
 )
 from hlscore.planning.problem import holder_of
-from hlscore.records import Candidate, ModelDimensions
+from hlscore.records import ModuleRow
 from hlscore.settings import CandidateSettings, MemorySettings, ModelSettings
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 RANK = 4
-SIZE = SimpleNamespace(
-    n_params=10**7,
-    dimensions=ModelDimensions(
-        hidden_size=64,
-        blocks=2,
-        vocab_size=300,
-        packable_params=10**6,
-        packable_rows=4000,
-        block_widths=1000,
-    ),
-)
+MODEL = reports.report(7).model
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum")
 NAMES = ("llama", "gpt2", "phi3", "mixtral", "gpt_neox")
 EVERY = CandidateSettings(embeddings=True, head=True)
@@ -241,40 +232,29 @@ def packed(
     nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
            "bnb_4bit_compute_dtype": torch.bfloat16}  # fmt: skip
     config = BitsAndBytesConfig(
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
-        llm_int8_skip_modules=skipped,
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, llm_int8_skip_modules=skipped,
         **(nf4 if bits == 4 else {}),
-    )
+    )  # fmt: skip
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, quantization_config=config, device_map="cpu"
     )
 
 
-def candidate(form: Any, matrices: int, rows: int, columns: int, bias: int) -> Candidate:
-    return Candidate(
-        module=f"model.layers.0.{form}",
-        parameter=f"model.layers.0.{form}.weight",
-        layer=None if form == "embedding" else 0,
-        kind=form,
-        block="",
-        matrices=matrices,
-        out_features=rows,
-        in_features=columns,
-        storage="out_in",
-        form=form,
-        n_params=matrices * rows * columns + bias,
-    )
+def module(form: Any, matrices: int, rows: int, columns: int, bias: int) -> ModuleRow:
+    layer, n_params = None if form == "embedding" else 0, matrices * rows * columns + bias
+    return reports.row(0).changed(
+        form=form, layer=layer, matrices=matrices, out_features=rows, in_features=columns,
+        n_params=n_params,
+    )  # fmt: skip
 
 
-sides = st.integers(1, 300)
 linear_like = st.sampled_from(["linear", "conv1d", "embedding", "parameter"])
 sides, biases = st.integers(1, 300), st.sampled_from([0, 7])
-candidates = st.builds(candidate, linear_like, st.just(1), sides, sides, biases)
-candidates |= st.builds(candidate, st.just("experts"), st.integers(2, 5), sides, sides, st.just(0))
+modules = st.builds(module, linear_like, st.just(1), sides, sides, biases)
+modules |= st.builds(module, st.just("experts"), st.integers(2, 5), sides, sides, st.just(0))
 choices = st.builds(
     lambda row, mode, rank: Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0),
-    candidates,
+    modules,
     st.sampled_from(["full", "lora", "frozen"]),
     st.integers(1, 40),
 )
@@ -291,9 +271,9 @@ memories = st.builds(
 @given(chosen=st.lists(choices, max_size=6), memory=memories)
 @settings(deadline=None)
 def test_extra_uses_add_up(chosen: list[Choice], memory: MemorySettings) -> None:
-    use = memory_use(SIZE, chosen, memory)
+    use = memory_use(MODEL, chosen, memory)
     extra = sum(extra_use(item, memory).total_bytes for item in chosen)
-    fixed = base_bytes(SIZE, memory) + activation_bytes(SIZE.dimensions, memory)
+    fixed = base_bytes(MODEL, memory) + activation_bytes(MODEL.dimensions, memory)
     assert use.total_bytes == fixed + extra
     assert use.total_bytes == sum(asdict(use).values())
     assert use.state_bytes == use.total_bytes - use.activation_bytes
@@ -302,17 +282,12 @@ def test_extra_uses_add_up(chosen: list[Choice], memory: MemorySettings) -> None
 
 # Model, vocabulary, batch, length, GiB as benchmarks/memory.py measured them with LoRA.
 MEASURED = (
-    ("llama-3.1-8b", None, 1, 2048, 3.47),
-    ("llama-3.1-8b", None, 1, 16384, 27.7),
-    ("llama-3.1-8b", 1000, 1, 2048, 1.16),
-    ("qwen3-8b", None, 8, 512, 8.14),
-    ("qwen3-8b", 1000, 1, 8192, 4.82),
-    ("gpt2", None, 1, 1024, 0.599),
-    ("gpt2", 1000, 8, 1024, 0.775),
-    ("qwen3-30b-a3b", None, 1, 512, 1.72),
-    ("qwen3-30b-a3b", None, 1, 4096, 7.74),
-    ("qwen3-30b-a3b", 1000, 1, 4096, 3.08),
-)
+    ("llama-3.1-8b", None, 1, 2048, 3.47), ("llama-3.1-8b", None, 1, 16384, 27.7),
+    ("llama-3.1-8b", 1000, 1, 2048, 1.16), ("qwen3-8b", None, 8, 512, 8.14),
+    ("qwen3-8b", 1000, 1, 8192, 4.82), ("gpt2", None, 1, 1024, 0.599),
+    ("gpt2", 1000, 8, 1024, 0.775), ("qwen3-30b-a3b", None, 1, 512, 1.72),
+    ("qwen3-30b-a3b", None, 1, 4096, 7.74), ("qwen3-30b-a3b", 1000, 1, 4096, 3.08),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "vocabulary", "batch", "length", "gib"), MEASURED, ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import reports
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import SMALL, plan
-from reports import RANKS, row
+from reports import row
 
 from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.allocation import Costs, best_per_cost, choose
@@ -165,14 +166,6 @@ def test_other_rank_of_the_curve_is_planned_without_stability() -> None:
         plan(reports.report(20), rank=5)
 
 
-def test_plan_with_little_signal_says_so() -> None:
-    base = reports.report(4)
-    rows = (base.rows[0], *(replace(r, hls_curve=(-1.0,) * len(RANKS)) for r in base.rows[1:]))
-    made = plan(replace(base, rows=rows), budget="1")
-    assert made.totals.full_modules == 1
-    assert any("has a positive" in note for note in made.notes)
-
-
 def test_a_report_with_values_that_no_plan_holds_is_named_damaged() -> None:
     found = reports.report(14)
     damaged = replace(found, model=replace(found.model, n_params=-1))
@@ -254,31 +247,34 @@ def test_coverage_is_a_share_of_the_energy_and_the_first_line_of_a_plan() -> Non
     assert plan(replace(TWO, rows=rows), budget="1", score="snr").coverage is None
 
 
+def spanned(left: float, side: int) -> ScoreReport:
+    """Two modules of a short side that leave so much of their gradients at rank 4."""
+    found = curved(*[(1.0, 0.5, left, 0.0, 0.0)] * 2)
+    return replace(found, rows=tuple(row.changed(out_features=side) for row in found.rows))
+
+
+ONE_POSITIVE = curved((1.0,) * 5, *[(-1.0,) * 5] * 3)
+FLAT = curved(*[(10.0, 9.0, 8.0, 6.0, 2.0)] * 6)
+
+
 @pytest.mark.parametrize(
-    ("left", "side", "said"),
-    [(1e-3, 64, ""), (1e-4, 64, "0.01 %"), (0.0, 64, "nothing"), (0.0, 4, "")],
-)
-def test_a_rank_that_leaves_nothing_over_is_named_unless_it_spans_every_matrix(
-    left: float, side: int, said: str
-) -> None:
-    found = curved((1.0, 0.5, left, 0.0, 0.0), (1.0, 0.5, left, 0.0, 0.0))
-    rows = tuple(row.changed(out_features=side) for row in found.rows)
-    made = plan(replace(found, rows=rows), budget="1")
-    notes = [note for note in made.notes if "next to nothing" in note]
-    assert [note.split(" of this gradient")[0] for note in notes] == (
-        [f"LoRA of rank 4 leaves {said}"] if said else []
-    )
-
-
-def test_ranks_that_end_too_low_are_said() -> None:
-    flat = curved(*[(10.0, 9.0, 8.0, 6.0, 2.0)] * 6)
-    locked = plan(flat, budget="1", ranks=(2, 4), locks=("*=rank:4", "*q_proj=rank:2"))
-    assert not any("largest rank of --ranks" in note for note in locked.notes)
-    free = plan(flat, budget="3k", ranks=(2, 4))
-    highest = sum(item.rank == 4 for item in free.lora_modules)
-    assert 2 * highest > len(free.lora_modules)
-    (note,) = (note for note in free.notes if "largest rank of --ranks (4)" in note)
-    assert f"{highest} of rank 4" in note
+    ("report", "settings", "sign", "said"),
+    [
+        (ONE_POSITIVE, {"budget": "1"}, "positive", "Only 1 of the modules that fit are trained"),
+        (spanned(1e-3, 64), {"budget": "1"}, "next to nothing", ""),
+        (spanned(1e-4, 64), {"budget": "1"}, "next to nothing", "LoRA of rank 4 leaves 0.01 % of"),
+        (spanned(0.0, 64), {"budget": "1"}, "next to nothing", "LoRA of rank 4 leaves nothing of"),
+        (spanned(0.0, 4), {"budget": "1"}, "next to nothing", ""),
+        (FLAT, {"budget": "1", "ranks": (2, 4), "locks": ("*=rank:4", "*q_proj=rank:2")},
+         "largest rank", ""),
+        (FLAT, {"budget": "3k", "ranks": (2, 4)}, "largest rank", "of rank 4. Add larger ranks"),
+    ],
+    ids=["little signal", "enough left", "little left", "nothing left", "whole matrix",
+         "locked ranks", "highest ranks"],
+)  # fmt: skip
+def test_notes(report: ScoreReport, settings: dict[str, Any], sign: str, said: str) -> None:
+    notes = [note for note in plan(report, **settings).notes if sign in note]
+    assert [said in note for note in notes] == [True] * bool(said)
 
 
 def test_shares_near_one_keep_two_digits_of_what_is_missing() -> None:

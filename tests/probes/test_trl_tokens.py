@@ -344,12 +344,12 @@ def test_the_mask_goes_from_the_command_to_the_trainer(tmp_path: Path) -> None:
     assert "assistant_only_loss" not in (tmp_path / "trl" / "dpo.yaml").read_text()
 
 
-def test_a_trial_says_that_its_mask_is_another() -> None:
+def test_a_validation_says_that_its_mask_is_another() -> None:
     probes = SimpleNamespace(loss_on="assistant")
     planned = SimpleNamespace(provenance=SimpleNamespace(probes=probes))
     whole, only = (encoded(TALKS, marked(), only=only) for only in (False, True))
     (note,) = other_mask(whole, planned)  # type: ignore[arg-type]
-    assert "a loss on the assistant's tokens, but this trial trains on all tokens" in note
+    assert "a loss on the assistant's tokens, but this validation trains on all tokens" in note
     assert other_mask(only, planned) == ()  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""`hlscore validate` from the command line: the trial, its file, resuming, errors."""
+"""`hlscore validate` from the command line: the trainings, their file, resuming, errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hlscore.unfinished import unfinished_runs
 from hlscore.validation import run as running
 from hlscore.validation import training
 from hlscore.validation.run import prepare
-from hlscore.validation.training import Training, Trial, train
+from hlscore.validation.training import Training, Validation, train
 from hlscore.views.terminal import Terminal
 from hlscore.views.validation import print_validation
 
@@ -71,10 +71,10 @@ def validate(desk: Path, out: Path, *more: object) -> Outcome:
 
 @pytest.fixture(scope="module")
 def tried(desk: Path) -> Tried:
-    """A whole trial, with three learning rates for each arm."""
+    """A whole validation, with three learning rates for each arm."""
 
-    def kept(trial: Trial, plan: Any, wanted: Training, *, steps: int) -> training.Outcome:
-        OUTCOMES[wanted] = train(trial, plan, wanted, steps=steps)
+    def kept(validation: Validation, wanted: Training, *, steps: int) -> training.Outcome:
+        OUTCOMES[wanted] = train(validation, wanted, steps=steps)
         return OUTCOMES[wanted]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -86,15 +86,15 @@ def tried(desk: Path) -> Tried:
     return found, json.loads((desk / "out" / "validation.json").read_text())
 
 
-def made_up(trial: Trial, plan: Any, wanted: Training, *, steps: int) -> training.Outcome:
+def made_up(validation: Validation, wanted: Training, *, steps: int) -> training.Outcome:
     """An outcome without a training: losses that differ between arms, seeds and rates."""
     own = 1 + (ARMS.index(wanted.arm) + wanted.seed) / 10
     own += abs(math.log(wanted.full_factor)) + abs(math.log(wanted.lora_factor))
     return training.Outcome(
         training=wanted, steps=(1, 2, 3), curve=(own,) * 3, tuning_loss=own,
-        sums=tuple(own * item.counted_tokens for item in trial.test), seconds=1.0,
+        sums=tuple(own * item.counted_tokens for item in validation.test), seconds=1.0,
         measuring_seconds=0.0,
-        also_sums=tuple((own + 1) * item.counted_tokens for item in trial.also),
+        also_sums=tuple((own + 1) * item.counted_tokens for item in validation.also),
     )  # fmt: skip
 
 
@@ -273,11 +273,11 @@ def test_killed_trial_goes_on_to_the_same_figures(desk: Path, tried: Tried) -> N
     assert not (out / "validation.json").exists()
     assert not unfinished_runs(out)  # `rank` may write to the same folder
     with journal.open("a") as file:
-        file.write('{"trial": {"arm": "lo')  # as a kill in the middle of a line leaves it
+        file.write('{"validation": {"arm": "lo')  # as a kill in the middle of a line leaves it
 
     refused = validate(desk, out)
     assert refused.code == 2
-    assert "unfinished trial" in refused.message
+    assert "unfinished validation" in refused.message
     other = validate(desk, out, "--resume", "--seed", "1")
     assert other.code == 2
     assert "is another one: settings.seed was 0, now it is 1" in other.message
@@ -285,7 +285,7 @@ def test_killed_trial_goes_on_to_the_same_figures(desk: Path, tried: Tried) -> N
     finished = len(journal.read_text().splitlines()) - 1
     done: list[Training] = []
 
-    def counted(_trial: Trial, _plan: Any, wanted: Training, **_: Any) -> training.Outcome:
+    def counted(_validation: Validation, wanted: Training, **_: Any) -> training.Outcome:
         done.append(wanted)
         return OUTCOMES[wanted]
 
@@ -313,14 +313,14 @@ def prepared(desk: Path, model: str = "model") -> Any:
 def test_arms_see_the_same_batches_and_the_model_stays(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = prepared(desk)
-    before = {name: value.clone() for name, value in trial.model.state_dict().items()}
+    validation = prepared(desk)
+    before = {name: value.clone() for name, value in validation.model.state_dict().items()}
     seen: dict[str, list[torch.Tensor]] = {}
     kinds = {}
     inner = training._trainer
 
-    def watched(trial: Any, plan: Any, wanted: Training, *given: Any) -> Any:
-        trainer = inner(trial, plan, wanted, *given)
+    def watched(validation: Any, plan: Any, wanted: Training, *given: Any) -> Any:
+        trainer = inner(validation, plan, wanted, *given)
         compute = trainer.compute_loss
 
         def loss(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
@@ -332,29 +332,29 @@ def test_arms_see_the_same_batches_and_the_model_stays(
         return trainer
 
     monkeypatch.setattr(training, "_trainer", watched)
-    for arm in trial.arms:
-        train(trial, arm.plans[0], Training(arm=arm.name, seed=0), steps=3)
+    for arm in validation.arms:
+        train(validation, Training(arm=arm.name, seed=0), steps=3)
     assert set(seen) == set(ARMS)
     for batches in seen.values():
         assert len(batches) == 3
         for mine, first in zip(batches, seen["lora"], strict=True):
             assert torch.equal(mine, first)
-    for arm in trial.arms:
+    for arm in validation.arms:
         assert kinds[arm.name] == arm.plans[0].totals.trained_params
-    for name, value in trial.model.state_dict().items():
+    for name, value in validation.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 def test_full_training_is_plain_adamw(desk: Path) -> None:
     """The arm `full` against a loop over the listed examples."""
-    trial = prepared(desk)
-    (arm,) = (arm for arm in trial.arms if arm.name == "full")
-    trial = replace(trial, also=trial.test[:2])
-    found = train(trial, arm.plans[1], Training(arm="full", seed=1, full_factor=0.5), steps=4)
+    validation = prepared(desk)
+    (arm,) = (arm for arm in validation.arms if arm.name == "full")
+    validation = replace(validation, also=validation.test[:2])
+    found = train(validation, Training(arm="full", seed=1, full_factor=0.5), steps=4)
     assert found.also_sums == pytest.approx(found.sums[:2], rel=1e-5)
 
     model = FAMILIES["llama"].build()
-    model.load_state_dict(trial.model.state_dict())
+    model.load_state_dict(validation.model.state_dict())
     model.requires_grad_(False)
     wanted = {item.parameter for item in arm.plans[1].modules}
     weights = [value for name, value in model.named_parameters() if name in wanted]
@@ -362,7 +362,7 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
         weight.requires_grad_(True)
     peak = 0.5 * arm.plans[1].learning_rates.full.value
     optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
-    order = training.training_order(trial.training, count=16, seed=1)
+    order = training.training_order(validation.training, count=16, seed=1)
     model.train()
     for step in range(4):
         rate = peak * (step / 1 if step < 1 else (4 - step) / 3)
@@ -380,15 +380,15 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
     model.eval()
-    expected = trial.sums(model, trial.test)
+    expected = validation.sums(model, validation.test)
     assert found.sums == pytest.approx(expected, rel=2e-5)
 
 
 def test_divergence_is_said_and_written_as_null(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(trial: Any, plan: Any, wanted: Training, **given: Any) -> Any:
-        outcome = made_up(trial, plan, wanted, **given)
+    def broken(validation: Any, wanted: Training, **given: Any) -> Any:
+        outcome = made_up(validation, wanted, **given)
         if wanted.arm != "matched" or wanted.seed != 1:
             return outcome
         return replace(outcome, curve=(math.nan,) * 3, sums=(math.nan,) * len(outcome.sums))
