@@ -86,7 +86,7 @@ def run(
     model: PreTrainedModel,
     probes: ProbeSet,
     point: Point,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = Processes(),
 ) -> Cost | None:
     """Score every module with the sketch estimator.
 

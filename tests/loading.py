@@ -92,7 +92,7 @@ def input_gradient(model: PreTrainedModel, blocks: nn.ModuleList | None = None) 
 def assert_same_weights(
     model: PreTrainedModel,
     original: PreTrainedModel,
-    candidates: CandidateSettings = CandidateSettings(),  # noqa: B008 - frozen
+    candidates: CandidateSettings = CandidateSettings(),
 ) -> None:
     """Every candidate of a model can be read, and is bit for bit that of the original."""
     found = find_modules(model, candidates)

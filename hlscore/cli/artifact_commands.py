@@ -1,7 +1,5 @@
 """What is made of scores, and what they mean: `hlscore plan`, `report`, `scores`, `schema`."""
 
-# ruff: noqa: B008 - the defaults are options
-
 from __future__ import annotations
 
 from dataclasses import MISSING

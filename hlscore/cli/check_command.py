@@ -1,7 +1,5 @@
 """`hlscore check`: hold plans against rules, for CI."""
 
-# ruff: noqa: B008 - the defaults are options
-
 from __future__ import annotations
 
 from pathlib import Path

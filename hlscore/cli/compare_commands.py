@@ -1,7 +1,5 @@
 """How results differ: `hlscore compare` and `hlscore diff`."""
 
-# ruff: noqa: B008 - the defaults are options
-
 from __future__ import annotations
 
 from dataclasses import MISSING

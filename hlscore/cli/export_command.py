@@ -1,7 +1,5 @@
 """`hlscore export`: a plan in the format of a trainer."""
 
-# ruff: noqa: B008 - the defaults are options
-
 from __future__ import annotations
 
 import warnings

@@ -156,12 +156,7 @@ def _forecast(settings: RankSettings, *, as_json: bool) -> None:
     with status("loading torch and transformers"):
         from hlscore.flow.forecast import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import (
-            dtype_warning,
-            load_shape,
-            load_tokenizer,
-            resolve_device,
-        )
+        from hlscore.inputs.model import dtype_warning, load_shape, load_tokenizer, resolve_device
         from hlscore.views.forecast import print_forecast
     device = resolve_device(settings.model.device)
     warn(dtype_warning(settings.model))

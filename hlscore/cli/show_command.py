@@ -1,7 +1,5 @@
 """`hlscore show`: a plan or a score report in the terminal."""
 
-# ruff: noqa: B008 - the defaults are options
-
 from __future__ import annotations
 
 import sys

@@ -1,7 +1,5 @@
 """Commands for a finished training: `hlscore audit`, `extract-lora` and `merge`."""
 
-# ruff: noqa: B008 - the defaults are options
-
 from __future__ import annotations
 
 import json

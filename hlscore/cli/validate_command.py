@@ -1,7 +1,5 @@
 """`hlscore validate`: is the plan worth it, on one's own model and data?"""
 
-# ruff: noqa: B008 - the defaults are options
-
 from __future__ import annotations
 
 import importlib.util

@@ -48,7 +48,7 @@ def rank_model(
     progress: Progress,
     *,
     functions: Mapping[str, Reward] | None = None,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = Processes(),
     storage: Storage | None = None,
     sampled: Callable[[RolloutSet], None] = lambda _: None,
 ) -> RankResult | None:
@@ -165,7 +165,7 @@ def sample_rollouts(
     progress: Progress,
     *,
     functions: Mapping[str, Reward] | None = None,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = Processes(),
     storage: Storage | None = None,
 ) -> RolloutSet:
     """Let a model complete prompts, and judge what it wrote; see `rank_model`."""

@@ -89,7 +89,7 @@ def weight_statistics(
     chosen: tuple[Candidate, ...],
     ranks: tuple[int, ...],
     progress: Progress,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = Processes(),
 ) -> dict[str, WeightStatistics]:
     """Statistics of the weights of a model in memory, by module name, in the main process."""
     if not processes.is_main:  # sharded weights are gathered by all

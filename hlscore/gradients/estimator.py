@@ -132,7 +132,7 @@ def choose_estimator(
     reserved_bytes: int,
     itemsize: int,
     packed: bool,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = Processes(),
     stored: tuple[str, str] | None = None,
 ) -> EstimatorChoice:
     """The estimator of the settings, or the exact one if it fits; the same in all processes.

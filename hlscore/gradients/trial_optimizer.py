@@ -60,7 +60,7 @@ class TrialOptimizer:
         optimizer: str,
         *,
         compensated: bool,
-        processes: Processes = Processes(),  # noqa: B008 - frozen
+        processes: Processes = Processes(),
     ) -> None:
         self._weights, self._optimizer, self._processes = weights, optimizer, processes
         self._compensated = compensated

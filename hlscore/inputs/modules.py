@@ -30,8 +30,7 @@ ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
 
 
 def find_modules(
-    model: PreTrainedModel,
-    settings: CandidateSettings = CandidateSettings(),  # noqa: B008 - frozen
+    model: PreTrainedModel, settings: CandidateSettings = CandidateSettings()
 ) -> tuple[Candidate, ...]:
     """Every weight of two or more dimensions, as a candidate or with the reason why it is not.
 

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from hlscore.errors import BudgetError
 from hlscore.planning.knapsack import Menu, Numbers, choose_options
 from hlscore.planning.memory import Choice, extra_use
-from hlscore.planning.problem import (
-    Problem,
-    Solution,
-    free_bytes,
-    uniform_choice,
-    without_lesser,
-)
+from hlscore.planning.problem import Problem, Solution, free_bytes, uniform_choice, without_lesser
 from hlscore.records import Matrix, ModuleRow
 from hlscore.scores.registry import score_of
 

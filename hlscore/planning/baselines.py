@@ -90,10 +90,7 @@ def nearest_rank(trained: int, modules: Iterable[Matrix]) -> int:
 
 
 def shuffled(
-    choices: Sequence[Choice],
-    groups: Iterable[Sequence[int]],
-    tied: Collection[str],
-    seed: int,
+    choices: Sequence[Choice], groups: Iterable[Sequence[int]], tied: Collection[str], seed: int
 ) -> tuple[Choice, ...]:
     """Choices drawn anew among modules of one kind and size, which costs exactly the same.
 

@@ -14,14 +14,7 @@ from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.knapsack import Numbers
 from hlscore.planning.memory import Choice, Mode, activation_bytes, base_bytes
 from hlscore.records import Candidate, Matrix, ModelIdentity, ModuleRow, ScoreReport, tied_modules
-from hlscore.scores.registry import (
-    SCORES,
-    Needs,
-    Score,
-    find_score,
-    replicates_at,
-    score_of,
-)
+from hlscore.scores.registry import SCORES, Needs, Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import order_rows
 from hlscore.settings import LARGEST_RANK, MemorySettings, PlanSettings, RankSettings
 from hlscore.settings.plan import GatedPairs

@@ -20,7 +20,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     *,
-    objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008 - frozen
+    objective: ObjectiveSettings = ObjectiveSettings(),
     max_length: int | None,
     groups: int,
     seed: int,

@@ -118,7 +118,7 @@ def sample_completions(
     progress: Progress,
     *,
     seed: int,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = Processes(),
     journal: RolloutJournal | None = None,
 ) -> RolloutSet:
     """Sample and judge the completions of every prompt, in the order of the data.

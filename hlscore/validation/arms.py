@@ -70,10 +70,7 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     rows = [item for item in plan.modules if not item.unreached]
     lora = uniform("lora", plan.lora.rank)
     rank = nearest_rank(plan.totals.trained_params, lora.lora_modules)
-    arms = {
-        LORA: dict.fromkeys(seeds, lora),
-        MATCHED: dict.fromkeys(seeds, uniform("lora", rank)),
-    }
+    arms = {LORA: dict.fromkeys(seeds, lora), MATCHED: dict.fromkeys(seeds, uniform("lora", rank))}
     if plan.lora.ranks:
         groups = groups_of(rows).values()
         choices = [choice_of(item) for item in rows]

@@ -20,10 +20,7 @@ _ASCII_BLOCKS = "._,-=+*%#"
 
 
 def print_heat_map(
-    console: Terminal,
-    modules: Sequence[PlanModule | ModuleRow],
-    score: str,
-    field: str = "",
+    console: Terminal, modules: Sequence[PlanModule | ModuleRow], score: str, field: str = ""
 ) -> None:
     """Print scores by module: one line per kind, one cell per layer, modules in full marked.
 

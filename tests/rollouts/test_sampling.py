@@ -56,7 +56,7 @@ def sample(
     seed: int = 0,
     journal: RolloutJournal | None = None,
     progress: Silent | None = None,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
+    processes: Processes = Processes(),
     **options: Any,
 ) -> RolloutSet:
     examples = example_set(rows, "rows", DataSettings(), ("prompt",))
