@@ -134,6 +134,25 @@ def test_both_rates_follow_the_scheduler(tmp_path: Path) -> None:
         assert logged(trainer, f"learning_rate_{name}") == pytest.approx(falling)
 
 
+@pytest.mark.parametrize("name", ["full_lr", "lora_lr"])
+def test_one_step_is_as_long_as_its_rate(name: str, tmp_path: Path) -> None:
+    part = ".modules_to_save." if name == "full_lr" else ".lora_B."
+    moved = []
+    for rate in (0.01, 0.02):
+        trainer = make_trainer(
+            "trainer", tiny(), tmp_path, **{name: rate}, optim="sgd", max_steps=1, max_grad_norm=0.0
+        )
+        key, value = next(
+            item for item in trainer.model.named_parameters()
+            if part in item[0] and item[1].requires_grad
+        )  # fmt: skip
+        start = value.detach().clone()
+        trainer.train()
+        moved.append(dict(trainer.model.named_parameters())[key].detach() - start)
+    assert moved[0].abs().max() > 0
+    torch.testing.assert_close(2 * moved[0], moved[1], atol=1e-6, rtol=1e-3)
+
+
 @pytest.mark.parametrize("method", ["trainer", "sft"])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}

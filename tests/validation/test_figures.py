@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from families import FAMILIES
 from plans import family_plan
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
-from hlscore.probes.units import ProbeExample
+from hlscore.probes.units import ProbeExample, example_sums
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms, verdict
@@ -324,3 +326,22 @@ def test_a_plan_for_another_loss_is_said_first() -> None:
     first, *others = said(found, objective="grpo")
     assert first.startswith("The plan was made for grpo, and these trainings are SFT")
     assert said(found) == said(found, objective="none") == tuple(others)
+
+
+def test_example_sums_are_plain_losses() -> None:
+    model = FAMILIES["llama"].build().eval()
+    listed = [
+        ProbeExample((1, 2, 3, 4, 5), (False, False, True, True, True)),
+        ProbeExample((7, 8, 9), (False, True, False)),
+        ProbeExample((5, 6, 7, 8, 9, 10, 11), (False, *(True,) * 6)),
+    ]
+    found = example_sums(model, listed, 0, batch_size=8)
+    for item, total in zip(listed, found, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
+        expected = -sum(
+            float(logits[place - 1, token])
+            for place, (token, counted) in enumerate(zip(item.input_ids, item.counted, strict=True))
+            if counted
+        )
+        assert total == pytest.approx(expected, rel=1e-4)
