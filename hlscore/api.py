@@ -158,12 +158,18 @@ def _values(caller: str, known: Mapping[str, Setting], given: Mapping[str, Any])
         if value is None:
             continue
         if get_origin(known[name].type) is tuple:
-            # A single text is one that somebody forgot to put into a list.
-            values[name] = (value,) if isinstance(value, str) else tuple(value)
+            # A single value is one that somebody forgot to put into a list.
+            single = isinstance(value, str) or not isinstance(value, Iterable)
+            values[name] = (value,) if single else tuple(value)
         else:
             values[name] = str(value) if name == "budget" else value
+    for rank in values.get("ranks", ()):
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise UsageError(f"ranks holds {rank!r}.", hint="Give whole numbers: ranks=[4, 8].")
     if "ranks" in values:
         values["ranks"] = tuple(sorted(set(values["ranks"])))
+    if not isinstance(values.get("columns", {}), Mapping):
+        raise UsageError("columns is no mapping.", hint='For example columns={"prompt": "text"}.')
     return values
 
 
@@ -218,7 +224,8 @@ def _examples(data: Rollouts, settings: RankSettings) -> ExampleSet | RolloutSet
         return data
     if data is None or isinstance(data, str | Path):
         return read_probes(settings)
-    rows = list(data)
+    given: Any = data
+    rows = list(given) if isinstance(given, Iterable) else [given]
     if isinstance(data, Mapping) or not all(isinstance(row, Mapping) for row in rows):
         raise DataError(
             "data is neither a name, a path, nor a list of mappings.",

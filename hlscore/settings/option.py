@@ -97,9 +97,11 @@ class Setting:
                 f"{self.flag} is '{value}'.",
                 f"Use one of: {', '.join(map(str, self.choices))}.",
             )
+        elif self.type is bool:
+            require(isinstance(value, bool), f"{self.flag} is {value!r}.", "Use True or False.")
         elif self.type in (int, float):
             allowed = (
-                isinstance(value, int | float)
+                isinstance(value, int if self.type is int else int | float)
                 and not isinstance(value, bool)
                 and math.isfinite(value)
                 and option.low <= value <= option.high
