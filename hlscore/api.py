@@ -163,13 +163,9 @@ def _values(caller: str, known: Mapping[str, Setting], given: Mapping[str, Any])
             values[name] = (value,) if single else tuple(value)
         else:
             values[name] = str(value) if name == "budget" else value
-    for rank in values.get("ranks", ()):
-        if isinstance(rank, bool) or not isinstance(rank, int):
-            raise UsageError(f"ranks holds {rank!r}.", hint="Give whole numbers: ranks=[4, 8].")
+        known[name].check(values[name])
     if "ranks" in values:
         values["ranks"] = tuple(sorted(set(values["ranks"])))
-    if not isinstance(values.get("columns", {}), Mapping):
-        raise UsageError("columns is no mapping.", hint='For example columns={"prompt": "text"}.')
     return values
 
 

@@ -65,6 +65,8 @@ def test_data_may_be_a_dataset_a_path_or_nothing(tmp_path: Path) -> None:
         ({"samples": 16.5}, UsageError, "--samples is 16.5"),
         ({"ranks": "4,8"}, UsageError, "ranks holds '4,8'"),
         ({"ranks": 4.0}, UsageError, "ranks holds 4.0"),
+        ({"ranks": [4, "8"]}, UsageError, "ranks holds '8'"),
+        ({"include": [5]}, UsageError, "--include holds 5"),
         ({"columns": ["prompt=a"]}, UsageError, "columns is no mapping"),
         ({"weight_scores": "yes"}, UsageError, "--weight-scores is 'yes'"),
         ({"data": 42}, DataError, "list of mappings"),

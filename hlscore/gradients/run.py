@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -84,15 +85,17 @@ def capture(
         )
 
     file = None if storage is None else ProgressFile(storage, processes, together=sharded)
-    resumed = file is not None and storage is not None and storage.resume
-    known = file.stored_identity() if file is not None and resumed else {}
+    earlier = file if storage is not None and storage.resume else None
+    known: Mapping[str, Any] = {}
+    if earlier is not None and wanted.estimator == "auto":
+        known = earlier.stored_identity()
     choice = choose_estimator(
         model, chosen, probes, settings,
         device=device, reserved_bytes=0, itemsize=model.dtype.itemsize,
         packed=sharded or any(item.quantized for item in chosen), processes=processes,
         # Not there where nothing is stored, or by a version that is refused later.
         stored=(str(known["estimator"]), str(known["reason"]))
-        if wanted.estimator == "auto" and known.keys() >= {"estimator", "reason"}
+        if known.keys() >= {"estimator", "reason"}
         else None,
     )  # fmt: skip
     sketched = choice.estimator == "sketch"
@@ -130,8 +133,8 @@ def capture(
         objective=settings.objective, seed=settings.seed, progress=progress, processes=processes,
         file=file,
     )  # fmt: skip
-    if file is not None and resumed:
-        run.state, state = file.load(run.state, torch.device("cpu") if on_host else device)
+    if earlier is not None:
+        run.state, state = earlier.load(run.state, torch.device("cpu") if on_host else device)
         gradients.load(state, run.state.position.number)
     mean_loss = run.run()
     check_weights_kept(identity.model, samples, model)

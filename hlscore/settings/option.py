@@ -99,10 +99,17 @@ class Setting:
             )
         elif self.type is bool:
             require(isinstance(value, bool), f"{self.flag} is {value!r}.", "Use True or False.")
+        elif isinstance(self.default, Mapping):
+            example = f'For example {self.name}={{"prompt": "text"}}.'
+            require(isinstance(value, Mapping), f"{self.name} is no mapping.", example)
+        elif get_origin(self.type) is tuple:
+            kind = get_args(self.type)[0]
+            what = {int: "whole numbers", float: "numbers"}.get(kind, "texts")
+            for each in value:
+                require(_is_a(each, kind), f"{self.flag} holds {each!r}.", f"Give {what}.")
         elif self.type in (int, float):
             allowed = (
-                isinstance(value, int if self.type is int else int | float)
-                and not isinstance(value, bool)
+                _is_a(value, self.type)
                 and math.isfinite(value)
                 and option.low <= value <= option.high
                 and option.above < value < option.below
@@ -111,6 +118,13 @@ class Setting:
             if not allowed:
                 shown = f"{value:g}" if isinstance(value, float) else repr(value)
                 raise UsageError(f"{self.flag} is {shown}.", hint=option.range)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind; whole numbers are numbers too, and no switch is one."""
+    return isinstance(value, int | float if kind is float else kind) and (
+        kind is bool or not isinstance(value, bool)
+    )
 
 
 def option(value: Any, text: str, panel: str = "", /, **more: Any) -> Any:
