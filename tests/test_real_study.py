@@ -63,10 +63,12 @@ def test_trainings_equal_plain_loops_over_the_wrapped_model(wrapped: Any) -> Non
         training.Trial(seed=1, full_rate=3e-3, lora_rate=2e-2),
     ]
     linears = training.linears_of(wrapped())
-    stack = training.Stack(tiny_model(), linears, data, trainings=2, steps=5, batch=4)
+    together = training.Stack(tiny_model(), linears, data, trainings=2, steps=5, batch=4)
+    alone = training.Stack(tiny_model(), linears, data, trainings=1, steps=5, batch=4)
     for _ in range(2):  # the second run starts anew
-        stack.run(trials, [linears] * 2)
+        together.run(trials, [linears] * 2)
     for place, trial in enumerate(trials):
+        alone.run([trial], [linears])
         model = wrapped()
         losses = (
             plain_loss(model, [encoded[row] for row in chosen])[0]
@@ -76,11 +78,12 @@ def test_trainings_equal_plain_loops_over_the_wrapped_model(wrapped: Any) -> Non
         curve = plain_training(
             model, lambda name, rates=rates: rates["modules_to_save" in name], losses, 5, 0.05
         )
-        assert torch.allclose(stack.curve[:, place], torch.tensor(curve), rtol=2e-4)
-        measured = stack.measure(data, batch=10)[place]
         expected, right = plain_loss(model, encoded)
-        assert measured.loss == pytest.approx(expected.item(), rel=5e-4)
-        assert measured.accuracy == pytest.approx(right)
+        for stack, row in ((together, place), (alone, 0)):
+            assert torch.allclose(stack.curve[:, row], torch.tensor(curve), rtol=2e-4)
+            measured = stack.measure(data, batch=10)[row]
+            assert measured.loss == pytest.approx(expected.item(), rel=5e-4)
+            assert measured.accuracy == pytest.approx(right)
 
 
 @pytest.mark.parametrize("wrapped", [hybrid, lambda: lora(use_dora=True)])
@@ -201,6 +204,19 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
     monkeypatch.setattr(study.RealStudy, "_train", never)
     run(folder, "--task", "sums")
     assert journal.lines_of(study.journal_of("sums", folder)) == lines
+    monkeypatch.undo()
+    for name, full in (
+        ("full", 14),
+        ("dora r=4", 0),
+        (study.GATE_OR_UP, 1),
+        ("hybrid random 1", 1),
+    ):
+        run(folder, "--task", "sums", "--steps", "2", "--arm", name, "0.001", "0.002", "7")
+        line = journal.lines_of(study.journal_of("sums", folder))[-1]
+        assert (line["arm"], line["seed"], line["lora_rate"]) == (name, 7, 0.002)
+        assert len(line["full"]) == full
+    with pytest.raises(ValueError, match="No arm of the study"):
+        run(folder, "--task", "sums", "--arm", "hybrid", "0.001", "0.002", "7")
     capsys.readouterr()
     tables.main(["--folder", str(folder), "--print"])
     printed = capsys.readouterr().out

@@ -49,15 +49,16 @@ FULL_RATES, LORA_RATES = (-10, -9, -8, -7), (-8, -7, -6, -5)
 FIND_RATES = {"full": (-8, -7), "lora": (-6, -5)}
 # Rates beyond those that an arm begins with.
 MOST_EXTENSIONS = 3
-# Trainings that run as one.
-TOGETHER = 4
+# Trainings that run as one; a CPU gains nothing by it.
+TOGETHER = {"cuda": 4, "cpu": 1}
 GRADIENTS, TRIALS, WEIGHTS = "gradients", "trials", "weights"
 # The arms of the study in their order; `equal size` stands for the rank of equal size.
 EQUAL_SIZE = "equal size"
+GATE_OR_UP = f"hybrid hls of {TRIALS}, gate or up"
 ARMS = (
     "full", f"lora r={RANK}", "hybrid hls of trials", f"lora {EQUAL_SIZE}",
-    "hybrid hls of trials, gate or up",
-    "hybrid hls of gradients", "hybrid random of the largest 0", "hybrid random of the largest 1",
+    GATE_OR_UP, "hybrid hls of gradients",
+    "hybrid random of the largest 0", "hybrid random of the largest 1",
     "hybrid hls_share of gradients", "hybrid spectral", "ranks hls of trials power 1 for r=8",
     "ranks hls of trials power 0.25 for r=8", "ranks hls of gradients power 0.25 for r=8",
     "hybrid random 0", "hybrid random 1", *(f"{name} r={RANK}" for name in BASELINES),
@@ -109,8 +110,8 @@ class RealStudy:
         tensors: The same as tensors.
         steps: Optimizer steps of every training.
         batch: Examples of a step.
+        folder: Where the tasks, their journals and score reports are.
         journal: Finished trainings and choices.
-        scores: Folder of the score reports of the task.
         clock: The time of this call.
     """
 
@@ -121,8 +122,8 @@ class RealStudy:
     tensors: Mapping[str, Examples]
     steps: int
     batch: int
+    folder: Path
     journal: Journal
-    scores: Path
     clock: Clock
     # What was built for the arm in hand.
     built: dict[Any, Any] = field(default_factory=dict)
@@ -135,8 +136,9 @@ class RealStudy:
             trial for trial in trials
             if known.get(key_of(arm, trial), {}).get("full") != sorted(arm.full)
         ]  # fmt: skip
-        for place in range(0, len(missing), TOGETHER):
-            some = missing[place : place + TOGETHER]
+        together = TOGETHER[self.base.device.type]
+        for place in range(0, len(missing), together):
+            some = missing[place : place + together]
             self.clock.timed("training", lambda some=some: self._train(arm, some))
         return [self.journal.arms[key_of(arm, trial)] for trial in trials]
 
@@ -232,9 +234,8 @@ class RealStudy:
         Returns:
             The report.
         """
-        path = self.scores / f"{self.task}-{source}-{rows}.parquet"
-        if source == WEIGHTS:
-            path = self.scores / f"{WEIGHTS}.parquet"
+        name = WEIGHTS if source == WEIGHTS else f"{self.task}-{source}-{rows}"
+        path = self.folder / "scores" / f"{name}.parquet"
         if path.exists():
             return read_report(path)
         start = {"first": 0, "second": SAMPLES}[rows]
@@ -327,7 +328,7 @@ def run_study(study: RealStudy) -> None:
         if source == TRIALS:
             one = planners[source].scored("hls", gated_pairs="one")
             study.chosen(f"hls of {source}, gate or up", full_modules(one))
-            run(hybrid(f"hybrid hls of {source}, gate or up", one), SEEDS)
+            run(hybrid(GATE_OR_UP, one), SEEDS)
     count = len(full_modules(planners[GRADIENTS].scored("hls")))
     for draw in range(2):
         run(largest(planner, f"hybrid random of the largest {draw}", draw, count), SEEDS)
@@ -347,9 +348,38 @@ def run_study(study: RealStudy) -> None:
         study.chosen(f"hls of {source}, other examples", found, common=len({*found} & {*before}))
     for rank in (RANK, matched[0].rank):
         for method in BASELINES:
-            # The whole decomposition of every weight takes longer than the training.
-            more = {"init_lora_weights": "pissa_niter_16"} if method == "pissa" else {}
-            run(replace(planner, rank=rank).peer(method, **more))
+            run(peer(planner, method, rank))
+
+
+def peer(planner: Planner, method: str, rank: int) -> Arm:
+    """A method of PEFT on every candidate."""
+    # The whole decomposition of every weight takes longer than the training.
+    more = {"init_lora_weights": "pissa_niter_16"} if method == "pissa" else {}
+    return replace(planner, rank=rank).peer(method, **more)
+
+
+def arm_named(study: RealStudy, name: str) -> Arm:
+    """An arm by its name; a hybrid with the modules of the journal, where it holds them.
+
+    Raises:
+        ValueError: No arm has that name.
+    """
+    planner = Planner(report=study.report(WEIGHTS), rank=RANK)
+    method, _, rank = name.partition(" r=")
+    if name == "full":
+        return planner.full()
+    if method == "lora" and rank:
+        return planner.lora(int(rank))
+    if method in BASELINES and rank:
+        return peer(planner, method, int(rank))
+    lines = lines_of(journal_of(study.task, study.folder))
+    modules = next((line["full"] for line in lines if line.get("arm") == name), ())
+    if not modules and name == GATE_OR_UP:
+        plan = replace(planner, report=study.report(TRIALS)).scored("hls", gated_pairs="one")
+        modules = full_modules(plan)
+    if not modules:
+        raise ValueError(f"No arm of the study, and none of the journal's hybrids, is {name!r}.")
+    return planner.chosen(name, modules)
 
 
 def around(rate: float) -> tuple[int, int, int]:
@@ -422,8 +452,8 @@ def opened(
         },
         steps=steps,
         batch=batch,
+        folder=folder,
         journal=Journal(journal_of(task, folder), settings),
-        scores=folder / "scores",
         clock=clock,
     )
 
@@ -446,8 +476,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--find", action="store_true", help="look for tasks on which LoRA lags")
     parser.add_argument("--pick", type=int, help="only print so many tasks on which LoRA lags most")
     parser.add_argument(
-        "--again", nargs=4, metavar=("ARM", "FULL", "LORA", "SEED"),
-        help="only train a hybrid that the journal holds, at these rates and with this seed",
+        "--arm", nargs=4, action="append", metavar=("ARM", "FULL", "LORA", "SEED"),
+        help="only train this arm at these rates and with this seed; may be repeated",
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=9.0, help="time of this call")
     parser.add_argument("--steps", type=int, help="250 on a GPU, 40 on a CPU")
@@ -468,16 +498,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 task, base, tokenizer, folder=options.folder, steps=steps, clock=clock,
                 batch=options.batch,
             )  # fmt: skip
-            if options.again:
-                name, full_rate, lora_rate, seed = options.again
-                modules = next(
-                    line["full"]
-                    for line in lines_of(journal_of(task, options.folder))
-                    if line.get("arm") == name
-                )
-                arm = Planner(report=study.report(WEIGHTS), rank=RANK).chosen(name, modules)
+            for name, full_rate, lora_rate, seed in options.arm or ():
                 rates = {"full_rate": float(full_rate), "lora_rate": float(lora_rate)}
-                study.train(arm, [Trial(seed=int(seed), **rates)])
+                study.train(arm_named(study, name), [Trial(seed=int(seed), **rates)])
+            if options.arm:
                 continue
             (find if options.find else run_study)(study)
             print(f"{task} is finished.", flush=True)

@@ -116,7 +116,7 @@ def added(lines: Sequence[Mapping[str, Any]], arms: Arms) -> list[str]:
         f"| arm | rates | seed | on | test loss | exact, % | full | {LORA} | lora {EQUAL_SIZE} "
         "| the arm as in the table | gap of this seed recovered | by lora equal size |"
     )
-    return ["", "At other rates (`--again`), with test losses of the same seed:", "", header,
+    return ["", "Trained on their own (`--arm`), with test losses of the same seed:", "", header,
             "|---" * 12 + "|", *found] if found else []  # fmt: skip
 
 

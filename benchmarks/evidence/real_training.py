@@ -2,8 +2,9 @@
 
 The trainings differ in seed and learning rates; they are the first dimension of all that is
 trained. Weights are kept in float32. On a GPU linear layers compute in bfloat16, as under autocast,
-and the residual stream, the norms and the loss in float32; on a CPU everything is float32. Tests
-hold this against plain loops over the model that PEFT wraps.
+and the residual stream, the norms and the loss in float32; on a CPU everything is float32, and a
+training that runs alone computes nothing for padding. Tests hold this against plain loops over the
+model that PEFT wraps.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Examples:
     """Tokenized examples of one split, all of one length."""
 
     ids: torch.Tensor  # token ids, padded on the right [examples, tokens]
+    real: torch.Tensor  # True where a token is none of the padding [examples, tokens]
     places: torch.Tensor  # places of the counted tokens, padded with 1 [examples, answers]
     targets: torch.Tensor  # counted tokens [examples, answers]
     counted: torch.Tensor  # 1 where a target is none of the padding [examples, answers]
@@ -57,16 +59,18 @@ def tensors_of(
 ) -> Examples:
     """Pad tokenized examples to one length."""
     ids = torch.zeros(len(examples), length, dtype=torch.long)
+    real = torch.zeros(len(examples), length, dtype=torch.bool)
     places = torch.ones(len(examples), answers, dtype=torch.long)
     targets = torch.zeros(len(examples), answers, dtype=torch.long)
     counted = torch.zeros(len(examples), answers)
     for row, item in enumerate(examples):
         where = [place for place, counts in enumerate(item.counted) if counts]
         ids[row, : len(item.input_ids)] = torch.tensor(item.input_ids)
+        real[row, : len(item.input_ids)] = True
         places[row, : len(where)] = torch.tensor(where)
         targets[row, : len(where)] = torch.tensor([item.input_ids[place] for place in where])
         counted[row, : len(where)] = 1.0
-    return Examples(*(part.to(device) for part in (ids, places, targets, counted)))
+    return Examples(*(part.to(device) for part in (ids, real, places, targets, counted)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,8 @@ class Stack:
         self._config, self._linears, self._train = base.config, linears, train
         self._count, self._steps, self._batch = trainings, steps, batch
         self._device = device
+        # A GPU repeats a graph of fixed shapes; trainings side by side have tokens of their own.
+        self._packs = device.type == "cpu" and trainings == 1
         self._embedding = base.get_input_embeddings().weight.detach().to(device)
         self._head = base.get_output_embeddings().weight.detach().to(device, dtype)
         self._norms = {
@@ -328,7 +334,7 @@ class Stack:
 
     def _losses(self, examples: Examples, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats of the counted tokens [rows, answers], and whether all of a row are likeliest."""
-        hidden = self._hidden(examples.ids[rows])
+        hidden = self._hidden(examples.ids[rows], examples.real[rows] if self._packs else None)
         before = (examples.places[rows] - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
         hidden = self._normed(hidden.gather(1, before), "model.norm.weight")
         logits = functional.linear(hidden.to(self._head.dtype), self._head).float()
@@ -339,18 +345,32 @@ class Stack:
         right = (logits.detach().argmax(dim=-1) == targets) | (counted == 0)
         return nats * counted, right.all(dim=1)
 
-    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """The residual stream after the last block [rows, tokens, width]."""
+    def _hidden(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+        """The residual stream after the last block [rows, tokens, width]; zero where not `real`."""
+        if real is not None:
+            longest = int(real.sum(dim=1).max())
+            ids, real = ids[:, :longest], real[:, :longest].flatten()
         config, (rows, tokens) = self._config, ids.shape
         heads, width = config.num_attention_heads, config.head_dim
-        hidden = self._embedding[ids].view(self._count, -1, config.hidden_size)
+        cos, sin = self._cos[:, :tokens], self._sin[:, :tokens]
+
+        def packed(flat: torch.Tensor) -> torch.Tensor:
+            return flat if real is None else flat[:, real]
+
+        def padded(flat: torch.Tensor) -> torch.Tensor:
+            if real is None:
+                return flat
+            places = real.nonzero()[:, 0]
+            return flat.new_zeros(1, rows * tokens, flat.shape[-1]).index_copy(1, places, flat)
 
         def split(flat: torch.Tensor) -> torch.Tensor:
-            return flat.view(rows, tokens, -1, width)
+            return padded(flat).view(rows, tokens, -1, width)
 
         def rotated(given: torch.Tensor) -> torch.Tensor:
             turned = torch.roll(given, width // 2, dims=-1)
-            return (given * self._cos + turned * self._sin).to(given.dtype).transpose(1, 2)
+            return (given * cos + turned * sin).to(given.dtype).transpose(1, 2)
+
+        hidden = packed(self._embedding[ids].view(self._count, -1, config.hidden_size))
 
         for number in range(config.num_hidden_layers):
             block = f"model.layers.{number}"
@@ -362,13 +382,13 @@ class Stack:
                 rotated(query), rotated(key), value.transpose(1, 2),
                 is_causal=True, enable_gqa=heads != config.num_key_value_heads,
             )  # fmt: skip
-            attended = attended.transpose(1, 2).reshape(self._count, -1, heads * width)
+            attended = packed(attended.transpose(1, 2).reshape(self._count, -1, heads * width))
             hidden = hidden + self._linear(f"{block}.self_attn.o_proj", attended)
             x = self._normed(hidden, f"{block}.post_attention_layernorm.weight")
             gate = functional.silu(self._linear(f"{block}.mlp.gate_proj", x))
             up = self._linear(f"{block}.mlp.up_proj", x)
             hidden = hidden + self._linear(f"{block}.mlp.down_proj", gate * up)
-        return hidden.view(rows, tokens, -1)
+        return padded(hidden).view(rows, tokens, -1)
 
     def _normed(self, hidden: torch.Tensor, name: str) -> torch.Tensor:
         weight = self._norms[name]
