@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_origin
@@ -76,7 +76,7 @@ def rank(
             hint="Load one: AutoModelForCausalLM.from_pretrained(NAME).",
         )
     functions = _named(reward)
-    values = _values("rank", _RANK_OPTIONS, options) | {
+    values = _values(rank, _RANK_OPTIONS, options) | {
         "model": model.config.name_or_path or type(model).__name__,
         "rewards": tuple(functions),
     }
@@ -124,7 +124,7 @@ def rank_updates(
     several = [updates] if isinstance(updates, str | Path) else list(updates)
     if not several:
         raise UsageError("updates is empty.", hint="Give one finished training or more.")
-    values = _values("rank_updates", _UPDATE_OPTIONS, options)
+    values = _values(rank_updates, _UPDATE_OPTIONS, options)
     settings = RankSettings.of(
         values | {"model": str(base), "updates": tuple(str(each) for each in several)}
     )
@@ -147,14 +147,18 @@ _RANK_OPTIONS = _options(
 _UPDATE_OPTIONS = _options("baseline", of=(PlanSettings, CandidateSettings))
 
 
-def _values(caller: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:
+def _values(
+    caller: Callable[..., object], known: Mapping[str, Setting], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Keywords in the types of the settings; `None` means the default."""
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            near = get_close_matches(name, inspect.signature(caller).parameters, n=1, cutoff=0.75)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise TypeError(f"{caller}() got an unexpected keyword argument '{name}'.{hint}")
+            raise TypeError(
+                f"{caller.__name__}() got an unexpected keyword argument '{name}'.{hint}"
+            )
         if value is None:
             continue
         if get_origin(known[name].type) is tuple:

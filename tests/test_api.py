@@ -76,6 +76,7 @@ def test_data_may_be_a_dataset_a_path_or_nothing(tmp_path: Path) -> None:
         ({"data": [1, 2]}, DataError, "list of mappings"),
         ({"data": {"train": ROWS}}, DataError, "list of mappings"),
         ({"sketchsize": 64}, TypeError, r"argument 'sketchsize'\. Did you mean 'sketch_size'\?"),
+        ({"rewards": "math"}, TypeError, r"argument 'rewards'\. Did you mean 'reward'\?"),
         ({"model": None}, UsageError, "model is of type NoneType"),
         ({"model": "gpt2"}, UsageError, "model is of type str"),
         ({"tokenizer": None}, UsageError, "No tokenizer is given"),

@@ -37,6 +37,7 @@ from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample
 from hlscore.records import ScoreReport
 from hlscore.settings import CaptureSettings, DataSettings
+from hlscore.settings.plan import GatedPairs
 
 RANK = 8
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -55,6 +56,8 @@ GRADIENTS, TRIALS, WEIGHTS = "gradients", "trials", "weights"
 # The arms of the study in their order; `equal size` stands for the rank of equal size.
 EQUAL_SIZE = "equal size"
 GATE_OR_UP = f"hybrid hls of {TRIALS}, gate or up"
+# Of the scores that the folder holds, where the journal has modules of earlier ones.
+SCORED_AGAIN = f"hybrid hls of {TRIALS}, scored again"
 ARMS = (
     "full", f"lora r={RANK}", "hybrid hls of trials", f"lora {EQUAL_SIZE}",
     GATE_OR_UP, "hybrid hls of gradients",
@@ -374,9 +377,10 @@ def arm_named(study: RealStudy, name: str) -> Arm:
         return peer(planner, method, int(rank))
     lines = lines_of(journal_of(study.task, study.folder))
     modules = next((line["full"] for line in lines if line.get("arm") == name), ())
-    if not modules and name == GATE_OR_UP:
-        plan = replace(planner, report=study.report(TRIALS)).scored("hls", gated_pairs="one")
-        modules = full_modules(plan)
+    pairs: dict[str, GatedPairs] = {GATE_OR_UP: "one", SCORED_AGAIN: "both"}
+    if not modules and name in pairs:
+        scored = replace(planner, report=study.report(TRIALS))
+        modules = full_modules(scored.scored("hls", gated_pairs=pairs[name]))
     if not modules:
         raise ValueError(f"No arm of the study, and none of the journal's hybrids, is {name!r}.")
     return planner.chosen(name, modules)

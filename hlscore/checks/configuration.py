@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -57,11 +58,14 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
         elif key in known:
             found[known[key].name] = _read(known[key], value, file)
         elif key == PLANS:
-            raise UsageError(f"'{file}': 'plans' is not a list of texts.")
-        else:
             raise UsageError(
-                f"'{file}' has the key {key!r}.", hint=f"Use {', '.join([PLANS, *known])}."
+                f"'{file}': 'plans' is not a list of texts.", hint=f'Write {PLANS} = ["plan.json"].'
             )
+        else:
+            names = [PLANS, *known]
+            near = get_close_matches(key.replace("_", "-"), names, n=1, cutoff=0.8)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Use {', '.join(names)}."
+            raise UsageError(f"'{file}' has the unknown key {key!r}.", hint=hint)
     if "baseline" in found:
         found["baseline"] = file.parent / found["baseline"]
     # A model may be a hub id instead.
@@ -87,7 +91,10 @@ def _read(setting: Setting, value: Any, file: Path) -> Any:
         wanted, fits = "a text", isinstance(value, str)
     if not fits:
         key = setting.flag.removeprefix("--")
-        raise UsageError(f"'{file}': {key!r} cannot be used: it is not {wanted}.")
+        raise UsageError(
+            f"'{file}': {key!r} cannot be used: it is not {wanted}.",
+            hint=f"`hlscore check --help` describes --{key}.",
+        )
     return tuple(value) if isinstance(value, list) else value
 
 

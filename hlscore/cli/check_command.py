@@ -24,7 +24,7 @@ def check(
     ),
     config: Path | None = option(
         None,
-        "TOML file with these options as keys.",
+        "TOML file with the keys `plans` and any option that says what is checked.",
         "Options",
         default="hlscore-check.toml, or [tool.hlscore.check] of pyproject.toml",
     ),

@@ -9,7 +9,7 @@ from hlscore.cli import options as o
 from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import RankSettings, option
-from hlscore.unfinished import remove_unfinished, unfinished_runs
+from hlscore.unfinished import nothing_to_resume, remove_unfinished, unfinished_runs
 from hlscore.views.progress import status, terminal_progress, warn
 
 if TYPE_CHECKING:
@@ -57,9 +57,6 @@ def rank(
         from hlscore.rollouts.rewards import check_rewards
 
         check_rewards(settings.objective.rewards, settings.objective.reward_weights)
-    if dry_run:
-        _forecast(settings, as_json=as_json)
-        return
     process = started_as()
     if no_probes and resume:
         raise UsageError(
@@ -71,19 +68,19 @@ def rank(
             hint="Start it without torchrun.",
         )
     folder = out or files.default_folder(settings.model.model)
+    # The progress of several processes need not be on the disk of the first.
+    if resume and process.size == 1 and not unfinished_runs(folder):
+        raise nothing_to_resume(folder)
+    if dry_run:
+        try:
+            _check_folder(folder, settings, resume=resume, force=force)
+        except HlscoreError as error:
+            warn(f"The run itself would be refused: {error.message} {error.hint}")
+        _forecast(settings, as_json=as_json)
+        return
     if process.is_main:
-        sampled = (files.ROLLOUTS_FILE,) if settings.objective.samples_rollouts else ()
-        names = (files.SCORES_FILE, files.PLAN_FILE, *sampled)
-        files.check_folder(folder, names, force=force)
-        remove_unfinished(folder, keep_progress=True)
-        if not resume and unfinished_runs(folder):
-            if not force:
-                raise UsageError(
-                    f"'{folder}' holds an unfinished run.",
-                    hint="Continue it with --resume, replace it with --force, or choose another "
-                    "--out.",
-                )
-            remove_unfinished(folder)
+        _check_folder(folder, settings, resume=resume, force=force)
+        remove_unfinished(folder, keep_progress=resume)
     try:
         result = _score(settings, folder, save_every, resume=resume)
     except KeyboardInterrupt:
@@ -100,6 +97,19 @@ def rank(
     paths = result.save(folder, force=True)  # looked at before the run
     remove_unfinished(folder)
     print_result(result.report, result.plan, paths, top=top, as_json=as_json)
+
+
+def _check_folder(folder: Path, settings: RankSettings, *, resume: bool, force: bool) -> None:
+    """Refuse a folder that holds results, or an unfinished run that is not continued."""
+    from hlscore.artifacts import files
+
+    sampled = (files.ROLLOUTS_FILE,) if settings.objective.samples_rollouts else ()
+    files.check_folder(folder, (files.SCORES_FILE, files.PLAN_FILE, *sampled), force=force)
+    if unfinished_runs(folder) and not (resume or force):
+        raise UsageError(
+            f"'{folder}' holds an unfinished run.",
+            hint="Continue it with --resume, replace it with --force, or choose another --out.",
+        )
 
 
 def _score(

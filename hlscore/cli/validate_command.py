@@ -11,8 +11,9 @@ from typing import Annotated
 
 from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
 from hlscore.cli import options as o
-from hlscore.errors import Interrupted, UsageError
+from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.settings import DEFAULT_SAMPLES, NOT_VALIDATED, ValidateSettings, build, option
+from hlscore.unfinished import nothing_to_resume
 from hlscore.views.progress import status, terminal_progress, warn
 
 _SAMPLES = "all; of a hub data set as many as the steps need"
@@ -53,8 +54,12 @@ def validate(
     settings = build(ValidateSettings, given)
     planned = read_plan(plan)
     folder = out or default_folder(settings.model.model)
-    if not dry_run:
+    try:
         check_folder(folder, (VALIDATION_FILE,), force=force or resume)
+    except HlscoreError as error:
+        if not dry_run:
+            raise
+        warn(f"The validation itself would be refused: {error.message} {error.hint}")
     missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -67,6 +72,9 @@ def validate(
         from hlscore.inputs.model import dtype_warning
         from hlscore.validation import run
 
+    journal = folder / run.JOURNAL
+    if resume and not journal.exists():
+        raise nothing_to_resume(folder)
     warn(dtype_warning(settings.model))
     with status("loading"):
         validation = run.prepare(settings, planned)
@@ -75,7 +83,6 @@ def validate(
             seconds = run.seconds_per_training(validation)
         print_validation_forecast(validation, seconds, as_json=as_json)
         return
-    journal = folder / run.JOURNAL
     if force and not resume:
         journal.unlink(missing_ok=True)
     try:

@@ -10,13 +10,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.rank import encode_probes
-from hlscore.flow.weights_alone import modules_to_plan
+from hlscore.flow.weights_alone import modules_to_plan, opened
 from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, with_movement
 from hlscore.inputs.formats import ExampleSet
+from hlscore.inputs.hub import BUILTIN_PREFIX, looks_like_path
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
+from hlscore.inputs.trained import open_trained
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
@@ -195,6 +197,12 @@ def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightFo
     """Say what a run on the weights alone would do."""
     modules, budget_unit, budget_limit = _modules(model, settings)
     chosen = candidates_of(modules)
+    names = (settings.model.model, *settings.updates)
+    local = all(name.startswith(BUILTIN_PREFIX) or looks_like_path(name) for name in names)
+    if settings.updates and local:  # nothing is fetched from the hub
+        base, _ = opened(settings)
+        for each in settings.updates:
+            open_trained(each, base, settings.model, chosen)
     largest = max(item.n_weights for item in chosen)
     return WeightForecast(
         modules=modules,

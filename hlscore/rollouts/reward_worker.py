@@ -64,7 +64,10 @@ def load_function(name: str) -> Callable[..., Any]:
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"--reward is '{name}', but '{module_name}' has no '{path}'.")
+            raise UsageError(
+                f"--reward is '{name}', but '{module_name}' has no '{path}'.",
+                hint="Name a function of that module.",
+            )
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(

@@ -156,7 +156,7 @@ class ObjectiveSettings:
             f"--loss-type is '{self.loss_type}'.",
             f"Use one of: {', '.join(kinds)}.",
         )
-        require(all(self.stop), "A --stop text is empty.")
+        require(all(self.stop), "A --stop text is empty.", "Remove it, or give a text.")
         require(self.rollouts is None or bool(self.rollouts.strip()), "--rollouts is empty.")
 
     @property

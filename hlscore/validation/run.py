@@ -27,7 +27,7 @@ from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.apply import check_model
-from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
+from hlscore.unfinished import check_same_run, store_lines, stored_lines
 from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
 from hlscore.validation.gaps import compare_arms, verdict
 from hlscore.validation.training import (
@@ -282,8 +282,6 @@ def _finished(
     """The finished trainings of an earlier start to resume; else a new journal is begun."""
     path = folder / JOURNAL
     if not path.exists():
-        if resume:
-            raise nothing_to_resume(folder)
         _keep(folder, {"made_with": made_with})
         return {}
     if not resume:

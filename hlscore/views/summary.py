@@ -83,7 +83,10 @@ def budget_spent(budget: PlanBudget) -> str:
         "modules": (count(budget.spent, "module"), f"{budget.limit:,}"),
         "parameters": (f"{short(budget.spent)} parameters", short(budget.limit)),
     }[budget.unit]
-    return f"{spent}{_COUNTED[budget.counts]}, {limit} allowed"
+    also = ""
+    if budget.trained_limit is not None:
+        also = f"; at most {short(budget.trained_limit)} parameters trained"
+    return f"{spent}{_COUNTED[budget.counts]}, {limit} allowed{also}"
 
 
 def training(mode: str, rank: int | None) -> str:

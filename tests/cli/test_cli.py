@@ -196,6 +196,8 @@ def test_plan_takes_other_budgets_scores_and_ranks(scores: Path) -> None:
     assert plan["lora"] == {"rank": 8, "alpha": 16, "ranks": []}
     assert plan["score"]["name"] == "tail"
     assert hlscore("plan", *arguments, "-o", "other.json").code == 2
+    ranked = hlscore("plan", scores, "--ranks", "4,8", "-b", "0.1", "-o", "ranked.json").out
+    assert "allowed; at most 8.09 k parameters trained" in ranked
 
 
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> None:
@@ -218,6 +220,22 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> No
     assert more["generation_bytes"] == 10 * less["generation_bytes"] > 0
     assert more["peak_bytes"] == more["weight_bytes"] + more["generation_bytes"]
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_tells_what_the_run_would_be_refused_for(tmp_path: Path) -> None:
+    dry = ("rank", "builtin:tiny", "--dry-run", "-o", "taken")
+    (tmp_path / "taken").mkdir()
+    assert "no unfinished run in 'taken'" in hlscore(*dry, "--resume").message
+    (tmp_path / "taken" / "plan.json").touch()
+    found = hlscore(*dry)
+    assert found.code == 0
+    assert "would be refused: 'taken/plan.json' already exists" in found.err
+    assert "refused" not in hlscore(*dry, "--force").err
+    (tmp_path / "empty").mkdir()
+    for update, message in (("./absent", "no model directory"), ("empty", "not a finished")):
+        found = hlscore("rank", "builtin:tiny", "--dry-run", "--update", update)
+        assert found.code == 3
+        assert message in found.message
 
 
 def test_modules_lists_shapes_without_weights(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     assert [arm["name"] for arm in content["arms"]] == list(ARMS)
     assert content["seconds_per_training"] > 0
     assert not (desk / "dry").exists()
+    assert "no unfinished run" in validate(desk, desk / "dry", "--dry-run", "--resume").message
     shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
     assert shown.out.startswith("31 to 71 trainings of 3 steps")
     assert " MiB" in shown.out
