@@ -77,11 +77,18 @@ class Planner:
         """Modules drawn at random in full, spread over kinds and sizes, of so many parameters."""
         return self.chosen(name, drawn_modules(self.report.candidates, seed=seed, params=params))
 
-    def chosen(self, name: str, modules: Iterable[str], *, rank: int | None = None) -> Arm:
-        """The given modules in full, LoRA on the others."""
+    def chosen(
+        self,
+        name: str,
+        modules: Iterable[str],
+        *,
+        rank: int | None = None,
+        alpha: int | None = None,
+    ) -> Arm:
+        """The given modules in full, LoRA on the others; of alpha twice the rank by default."""
         locks = tuple(f"{module}=full" for module in modules)
         settings = PlanSettings(
-            baseline="all-lora", score="random", rank=rank or self.rank, locks=locks
+            baseline="all-lora", score="random", rank=rank or self.rank, alpha=alpha, locks=locks
         )
         return planned(name, "hybrid", self.plan(settings))
 

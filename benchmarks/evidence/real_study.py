@@ -69,6 +69,11 @@ ARMS = (
 )  # fmt: skip
 # The name of the value of `movement` that gives each.
 MOVEMENTS = {GRADIENTS: "gradient", TRIALS: "trial"}
+# As many modules as a tenth, all of one kind: which kind of matrix does LoRA serve worst?
+OF_ONE_KIND = {
+    f"hybrid {kind} by hls of {TRIALS}": f".{kind}"
+    for kind in ("gate_proj", "up_proj", "down_proj")
+}
 
 
 class TimeOverError(Exception):
@@ -364,6 +369,8 @@ def peer(planner: Planner, method: str, rank: int) -> Arm:
 def arm_named(study: RealStudy, name: str) -> Arm:
     """An arm by its name; a hybrid with the modules of the journal, where it holds them.
 
+    `NAME, alpha N` is the hybrid NAME with adapters of that alpha.
+
     Raises:
         ValueError: No arm has that name.
     """
@@ -376,14 +383,20 @@ def arm_named(study: RealStudy, name: str) -> Arm:
     if method in BASELINES and rank:
         return peer(planner, method, int(rank))
     lines = lines_of(journal_of(study.task, study.folder))
+    whole, (name, _, alpha) = name, name.partition(", alpha ")
     modules = next((line["full"] for line in lines if line.get("arm") == name), ())
     pairs: dict[str, GatedPairs] = {GATE_OR_UP: "one", SCORED_AGAIN: "both"}
     if not modules and name in pairs:
         scored = replace(planner, report=study.report(TRIALS))
         modules = full_modules(scored.scored("hls", gated_pairs=pairs[name]))
+    if not modules and name in OF_ONE_KIND:
+        report = study.report(TRIALS)
+        rows = sorted(report.candidates, key=lambda row: -(row.hls or 0.0))
+        same = [row.module for row in rows if row.module.endswith(OF_ONE_KIND[name])]
+        modules = same[: len(full_modules(replace(planner, report=report).scored("hls")))]
     if not modules:
         raise ValueError(f"No arm of the study, and none of the journal's hybrids, is {name!r}.")
-    return planner.chosen(name, modules)
+    return planner.chosen(whole, modules, alpha=int(alpha) if alpha else None)
 
 
 def around(rate: float) -> tuple[int, int, int]:

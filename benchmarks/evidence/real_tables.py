@@ -94,23 +94,17 @@ def added(lines: Sequence[Mapping[str, Any]], arms: Arms) -> list[str]:
         if "arm" not in line or line["settings"] == study_of(lines):
             continue
         seed = line["seed"]
-        matched = named(arms, f"lora {EQUAL_SIZE}")
-        others = [arms.get("full"), arms.get(LORA), matched, arms.get(line["arm"])]
-        full, lora = (arms[name].losses.get(seed, math.nan) for name in ("full", LORA))
-        shares = [
-            f"{(lora - loss) / (lora - full):.2f}"
-            for loss in (
-                line["test_loss"],
-                matched.losses.get(seed, math.nan) if matched else math.nan,
-            )
-        ]
-        cells = " | ".join(
-            f"{arm.losses[seed]:.4f}" if arm and seed in arm.losses else "" for arm in others
-        )
+        others = [arms.get("full"), arms.get(LORA), named(arms, f"lora {EQUAL_SIZE}")]
+        losses = [math.nan if arm is None else loss_at(lines, arm, seed) for arm in others]
+        own = arms.get(line["arm"])
+        losses.append(math.nan if own is None else loss_at(lines, own, seed))
+        full, lora, matched, _ = losses
+        shares = [(lora - loss) / (lora - full) for loss in (line["test_loss"], matched)]
+        cells = " | ".join("" if math.isnan(loss) else f"{loss:.4f}" for loss in losses)
         found.append(
             f"| {line['arm']} | {line['full_rate']:g} {line['lora_rate']:g} | {seed} "
             f"| {line['device']} | {line['test_loss']:.4f} | {100 * line['accuracy']:.1f} "
-            f"| {cells} | {shares[0]} | {shares[1]} |"
+            f"| {cells} | {shares[0]:.2f} | {shares[1]:.2f} |"
         )
     header = (
         f"| arm | rates | seed | on | test loss | exact, % | full | {LORA} | lora {EQUAL_SIZE} "
@@ -118,6 +112,15 @@ def added(lines: Sequence[Mapping[str, Any]], arms: Arms) -> list[str]:
     )
     return ["", "Trained on their own (`--arm`), with test losses of the same seed:", "", header,
             "|---" * 12 + "|", *found] if found else []  # fmt: skip
+
+
+def loss_at(lines: Sequence[Mapping[str, Any]], arm: Trained, seed: int) -> float:
+    """Test loss of an arm at its rates with a seed, that of tuning too; NaN where there is none."""
+    for line in lines:
+        same = line.get("arm") == arm.name and line["settings"] == study_of(lines)
+        if same and (line["seed"], line["full_rate"], line["lora_rate"]) == (seed, *arm.rates):
+            return float(line["test_loss"])
+    return math.nan
 
 
 def paired(value: Any, *arms: Trained, of: str = "losses") -> Spread:

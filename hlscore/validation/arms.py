@@ -15,8 +15,8 @@ from hlscore.planning.problem import groups_of, uniform_choice
 from hlscore.records import Matrix, tied_modules
 from hlscore.scores.rows import stratified_scores
 
-LORA, MATCHED, RANDOM, LARGEST = "lora", "matched", "random", "largest"
-PLAN, FULL = "plan", "full"
+LORA, MATCHED, RSLORA = "lora", "matched", "rslora"
+RANDOM, LARGEST, PLAN, FULL = "random", "largest", "plan", "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +48,13 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     """The plan and the baselines, each with a plan for each seed.
 
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
-    nearest to what the plan trains. `random` trains modules in full in the order of a control that
-    is stratified by kind and size, as long as they fit into what the plan trains in full; of a plan
-    with a rank for each module it draws modes and ranks anew among modules of one kind and size.
-    `largest` trains the largest modules in full, as many parameters as the plan; plans of ranks
-    have no such baseline.
+    nearest to what the plan trains. `rslora` is the same with the scaling of rsLoRA
+    (arXiv:2312.03732) for an alpha of twice the rank, `2 sqrt(rank)` as a whole number, where that
+    is larger. `random` trains modules in full in the
+    order of a control that is stratified by kind and size, as long as they fit into what the plan
+    trains in full; of a plan with a rank for each module it draws modes and ranks anew among
+    modules of one kind and size. `largest` trains the largest modules in full, as many parameters
+    as the plan; plans of ranks have no such baseline.
     """
     if not plan.totals.full_modules and not plan.lora.ranks:
         raise UsageError(
@@ -60,17 +62,21 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
             hint="Make one with a larger budget: `hlscore plan scores.parquet --budget 0.1`.",
         )
 
-    def uniform(mode: Mode, rank: int) -> Plan:
-        made = revise(plan, [uniform_choice(item, mode, rank, tied) for item in plan.modules])
-        alpha = plan.lora.alpha_at(rank)
-        lora = plan.lora.model_copy(update={"rank": rank, "alpha": alpha, "ranks": []})
-        return made.model_copy(update={"lora": lora})
+    def uniform(mode: Mode, rank: int, alpha: int | None = None) -> Plan:
+        lora = plan.lora.model_copy(
+            update={"rank": rank, "alpha": alpha or plan.lora.alpha_at(rank), "ranks": []}
+        )
+        choices = [uniform_choice(item, mode, rank, tied) for item in plan.modules]
+        return revise(plan.model_copy(update={"lora": lora}), choices)
 
     tied = tied_modules(plan.skipped)
     rows = [item for item in plan.modules if not item.unreached]
     lora = uniform("lora", plan.lora.rank)
     rank = nearest_rank(plan.totals.trained_params, lora.lora_modules)
     arms = {LORA: dict.fromkeys(seeds, lora), MATCHED: dict.fromkeys(seeds, uniform("lora", rank))}
+    # Whole, so that a plan has the same ratio of alpha to rank at every rank.
+    if (alpha := round(2 * rank**0.5) * rank) > plan.lora.alpha_at(rank):
+        arms[RSLORA] = dict.fromkeys(seeds, uniform("lora", rank, alpha))
     if plan.lora.ranks:
         groups = groups_of(rows).values()
         choices = [choice_of(item) for item in rows]

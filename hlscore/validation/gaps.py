@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.validation.arms import FULL, LARGEST, LORA, MATCHED, PLAN, RANDOM
+from hlscore.validation.arms import FULL, LARGEST, LORA, MATCHED, PLAN, RANDOM, RSLORA
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 FEW_SEEDS = 5
 # An adapter starts at zero, so that in the first steps it lags behind whatever its rank.
 FEW_STEPS = 20
-_RIVALS = {MATCHED: "LoRA of equal size", RANDOM: "a random choice", LARGEST: "the largest modules"}
+_RIVALS = {
+    MATCHED: "LoRA of equal size", RSLORA: "rsLoRA of equal size", RANDOM: "a random choice",
+    LARGEST: "the largest modules",
+}  # fmt: skip
+# What to train instead of the plan, where it is better.
+_ADAPTERS_ONLY = {
+    MATCHED: "LoRA with as many trained parameters",
+    RSLORA: "rsLoRA with as many trained parameters",
+}
 _DIVERGED = "diverged with a seed that the learning rates were not chosen on"
 
 
@@ -132,7 +140,7 @@ def verdict(
         )
     else:
         lines.append(_main(found))
-    for rival, label in {**_RIVALS, MATCHED: "LoRA with as many trained parameters"}.items():
+    for rival, label in (_RIVALS | _ADAPTERS_ONLY).items():
         ahead = found[PLAN].better_than[rival] if rival in found else None
         if ahead is None or (early and math.isfinite(ahead.value)):
             continue
@@ -144,7 +152,8 @@ def verdict(
             lines.append(f"The plan is better than {label}, by {_nats(ahead)}.")
         elif ahead.high < 0:
             behind = Interval(value=-ahead.value, low=-ahead.high, high=-ahead.low)
-            advice = "train that instead" if rival == MATCHED else "its score chose badly here"
+            instead = rival in _ADAPTERS_ONLY
+            advice = "train that instead" if instead else "its score chose badly here"
             lines.append(f"The plan is worse than {label}, by {_nats(behind)}: {advice}.")
         else:
             lines.append(

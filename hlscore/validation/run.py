@@ -221,6 +221,7 @@ def validate(
             "trained_params": arm.trained_params,
             "memory_bytes": arm.memory_bytes,
             "lora_rank": arm.plans[settings.seed].lora.rank,
+            "lora_alpha": arm.plans[settings.seed].lora.alpha,
             "learning_rates": {  # those that did best
                 "full": full_rate * RATE_FACTOR**of_full if arm.rates[0] else None,
                 "lora": lora_rate * RATE_FACTOR**of_lora if arm.rates[1] else None,

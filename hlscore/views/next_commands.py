@@ -85,9 +85,13 @@ def plan_again(
     return command("plan", scores, *words, *options)
 
 
-def matched_lora(source: Plan | ScoreReport, scores: Path) -> str:
-    """The plan to beat: LoRA with as many trained parameters."""
-    return plan_again(source, scores, "--baseline", "lora-matched", "-o", "lora.json")
+def matched_lora(source: Plan | ScoreReport, scores: Path, *, alpha: int | None = None) -> str:
+    """The plan to beat: LoRA with as many trained parameters, of the source's alpha by default."""
+    words = () if alpha is None else ("--alpha", str(alpha))
+    without = () if alpha is None else ("alpha",)
+    return plan_again(
+        source, scores, "--baseline", "lora-matched", *words, "-o", "lora.json", without=without
+    )
 
 
 def with_lock(source: Plan | ScoreReport, scores: Path, module: str, mode: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _LABELS = {
     "lora": "LoRA",
     "matched": "LoRA of equal size",
+    "rslora": "rsLoRA of equal size",
     "random": "random choice",
     "largest": "largest modules",
     "plan": "the plan",
@@ -38,8 +41,10 @@ def print_validation(
     for place, line in enumerate(content["verdict"]):
         console.print(Text(line, style="" if place else "bold"))
     console.print()
-    headings = ("trained", "rank", "learning rates", "loss", "95 %", "gap recovered", "s in steps")
-    table = plain_table("arm", *headings)
+    table = plain_table(
+        "arm", "trained", "rank", "alpha", "learning rates", "loss", "95 %", "gap recovered",
+        "s in steps",
+    )  # fmt: skip
     for name, arm in content["arms"].items():
         share = arm["recovered"]
         loss, low, high = (arm["loss"][key] for key in ("value", "low", "high"))
@@ -51,7 +56,7 @@ def print_validation(
         table.add_row(
             Text(_LABELS[name], style="bold" if name == "plan" else ""),
             short(arm["trained_params"]),
-            "" if name == "full" else str(arm["lora_rank"]),
+            *("" if name == "full" else str(arm[key]) for key in ("lora_rank", "lora_alpha")),
             ", ".join(
                 f"{label} {rate:.3g}"
                 for label, rate in zip(
@@ -103,7 +108,7 @@ def print_validation(
         console.print()
     console.notes(content["notes"])
     console.labelled([("validation", str(path))], width=12)
-    made, matched = content["arms"]["plan"], content["arms"]["matched"]
+    made = content["arms"]["plan"]
     given = [
         word
         for name, rate in made["learning_rates"].items()
@@ -118,15 +123,25 @@ def print_validation(
         )
     ]
     if scores := scores_beside(plan, plan_path):
-        rival = (
-            matched_lora(plan, scores),
-            "LoRA with as many trained parameters, as a plan; "
-            f"{matched['learning_rates']['lora']:.3g} did best",
+        rivals = [name for name in ("matched", "rslora") if name in content["arms"]]
+        name = min(rivals, key=lambda name: _loss_or_inf(content["arms"][name]))
+        rival = content["arms"][name]
+        alpha = rival["lora_alpha"] // rival["lora_rank"] * plan.lora.rank
+        step = (
+            matched_lora(plan, scores, alpha=alpha if name == "rslora" else None),
+            f"{_LABELS[name].removesuffix(' of equal size')} with as many trained parameters, as a "
+            f"plan; {rival['learning_rates']['lora']:.3g} did best",
         )
-        ahead = made["better_than"].get("matched")
+        ahead = made["better_than"].get(name)
         worse = ahead is not None and ahead["high"] is not None and ahead["high"] < 0
-        commands.insert(0 if worse else 1, rival)
+        commands.insert(0 if worse else 1, step)
     console.next_steps(*commands)
+
+
+def _loss_or_inf(arm: Mapping[str, Any]) -> float:
+    """Test loss of an arm; infinite where it diverged."""
+    loss: float | None = arm["loss"]["value"]
+    return math.inf if loss is None else loss
 
 
 def print_validation_forecast(validation: Validation, seconds: float, *, as_json: bool) -> None:

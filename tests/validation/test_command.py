@@ -34,7 +34,7 @@ from hlscore.views.validation import print_validation
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
 BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
-ARMS = ("lora", "matched", "random", "largest", "plan", "full")
+ARMS = ("lora", "matched", "rslora", "random", "largest", "plan", "full")
 Tried = tuple[Outcome, dict[str, Any]]
 # What each training of `tried` came to.
 OUTCOMES: dict[Training, training.Outcome] = {}
@@ -123,7 +123,7 @@ def test_the_file_has_every_figure_and_the_verdict_stands_first(desk: Path, trie
         both = name in ("random", "largest", "plan")
         assert len(arm["rate_factors"]) == (5 if both else 3)
         for tried_rates in arm["rate_factors"]:
-            assert (tried_rates["full_factor"] is None) == (name in ("lora", "matched"))
+            assert (tried_rates["full_factor"] is None) == (name in ("lora", "matched", "rslora"))
             assert (tried_rates["lora_factor"] is None) == (name == "full")
         best = min(arm["rate_factors"], key=lambda item: item["tuning_loss"])
         for group, suggested in (("full", 2e-5), ("lora", 2e-4)):
@@ -150,7 +150,8 @@ def test_the_file_has_every_figure_and_the_verdict_stands_first(desk: Path, trie
 
     lines = found.out.splitlines()
     assert lines[: len(content["verdict"])] == content["verdict"]
-    for label in ("LoRA", "LoRA of equal size", "random choice", "the plan", "full"):
+    assert sizes["rslora"] == sizes["matched"]
+    for label in ("LoRA", "rsLoRA of equal size", "random choice", "the plan", "full"):
         assert sum(line.startswith(f"{label} ") for line in lines) >= 2, label
     assert "2 seeds are few" in found.out
     assert not [line for line in found.err.splitlines() if "Warning" in line]
@@ -172,8 +173,12 @@ def test_the_next_commands_export_the_plan_and_make_the_lora_of_equal_size(
     assert command[-2:] == ["-o", "lora.json"]
     ran = hlscore(*command[:-1], tmp_path / "lora.json")
     assert ran.code == 0, ran.err
-    trained = read_plan(tmp_path / "lora.json").totals.trained_params
-    assert trained == content["arms"]["matched"]["trained_params"]
+    made = read_plan(tmp_path / "lora.json")
+    rivals = [content["arms"][name] for name in ("matched", "rslora")]
+    rival = min(rivals, key=lambda arm: arm["loss"]["value"])
+    assert made.totals.trained_params == rival["trained_params"]
+    assert made.modules[0].rank == rival["lora_rank"]
+    assert made.modules[0].alpha == rival["lora_alpha"]
 
     # It has the budget and the ranks of the plan; without scores beside it there is none.
     scores, path = desk / "scores" / "scores.parquet", tmp_path / "plan.json"
@@ -190,7 +195,11 @@ def test_the_next_commands_export_the_plan_and_make_the_lora_of_equal_size(
     assert [line.split()[1] for line in printed_commands()] == ["export"]
     shutil.copy(scores, tmp_path)
     asked = f"hlscore plan {tmp_path / 'scores.parquet'} {shlex.join(options)}"
-    assert f"{asked} --baseline lora-matched -o lora.json" in printed_commands()
+    alpha = rival["lora_alpha"] // rival["lora_rank"] * 2
+    scaled = f" --alpha {alpha}" if rival is rivals[1] else ""
+    (again,) = [line for line in printed_commands() if line.startswith("hlscore plan")]
+    assert again == f"{asked} --baseline lora-matched{scaled} -o lora.json"
+    assert hlscore(*shlex.split(again)[1:-1], tmp_path / "again.json").code == 0
 
 
 def test_a_loss_that_rounds_to_the_same_is_no_change(desk: Path, tried: Tried) -> None:
@@ -205,13 +214,13 @@ def test_a_loss_that_rounds_to_the_same_is_no_change(desk: Path, tried: Tried) -
 def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     found = validate(desk, desk / "dry", "--dry-run", "--json")
     content = json.loads(found.out)
-    assert (content["fewest_trainings"], content["most_trainings"]) == (36, 81)
+    assert (content["fewest_trainings"], content["most_trainings"]) == (41, 91)
     assert [arm["name"] for arm in content["arms"]] == list(ARMS)
     assert content["seconds_per_training"] > 0
     assert not (desk / "dry").exists()
     assert "no unfinished run" in validate(desk, desk / "dry", "--dry-run", "--resume").message
     shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
-    assert shown.out.startswith("31 to 71 trainings of 3 steps")
+    assert shown.out.startswith("36 to 81 trainings of 3 steps")
     assert " MiB" in shown.out
     assert "BB" not in shown.out
 
@@ -243,7 +252,7 @@ def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.Mo
     also = json.loads((desk / "also" / "validation.json").read_text())["also"]
     assert also["source"] == str(desk / "other.jsonl")
     assert also["examples"] == 8
-    assert also["arms"].keys() == {"lora", "matched", "random", "largest", "plan"}
+    assert also["arms"].keys() == set(ARMS) - {"full"}
     model = load_model(ModelSettings(model=str(desk / "model")))
     losses = []
     for row in rows:

@@ -36,7 +36,7 @@ def with_ranks(plan: Plan, ranks: list[int]) -> Plan:
 
 def test_arms_are_what_they_say() -> None:
     found = arms()
-    assert list(found) == ["lora", "matched", "random", "largest", "plan", "full"]
+    assert list(found) == ["lora", "matched", "rslora", "random", "largest", "plan", "full"]
     plan = found["plan"].plans[0]
     assert {item.mode for item in found["lora"].plans[0].modules} == {"lora"}
     assert {item.rank for item in found["lora"].plans[0].modules} == {plan.lora.rank}
@@ -76,6 +76,14 @@ def test_matched_rank_is_the_nearest() -> None:
     assert matched.totals.trained_params == sizes[nearest]
     alphas = {item.alpha for item in matched.modules}
     assert alphas == {round(plan.lora.alpha * nearest / plan.lora.rank)}
+    scaled = arms()["rslora"].plans[0]
+    assert scaled.totals == matched.totals
+    (alpha,) = {item.alpha for item in scaled.modules}
+    assert alpha / nearest == pytest.approx(2 * nearest**0.5, abs=0.5)
+    # A plan of a large alpha has that scaling already.
+    lora = plan.lora.model_copy(update={"alpha": alpha * plan.lora.rank})
+    made = make_arms(plan.model_copy(update={"lora": lora}), (0,), full=False)
+    assert "rslora" not in [arm.name for arm in made]
 
 
 def test_random_draws_are_as_large_and_differ() -> None:
