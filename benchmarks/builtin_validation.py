@@ -1,4 +1,4 @@
-"""Does a plan for the built-in model recover the gap, by trials, by gradients, by `hls_share`?
+"""Does a plan for the built-in model recover the gap: trials, gradients, `hls_share`, more alpha?
 
 `python benchmarks/builtin_validation.py` ranks `builtin:tiny` in each way and runs
 `hlscore validate` on each plan: its default of 60 steps and 3 seeds, every arm at learning rates of
@@ -22,6 +22,8 @@ PLANS = {
     "trial": ("--movement", "trial"),
     "gradient": ("--movement", "gradient"),
     "share": ("--movement", "gradient", "--score", "hls_share"),
+    # The scaling that rsLoRA gives LoRA of rank 16 with an alpha of twice the rank.
+    "alpha": ("--movement", "trial", "--alpha", "128"),
 }
 
 

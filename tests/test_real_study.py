@@ -205,12 +205,11 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
     run(folder, "--task", "sums")
     assert journal.lines_of(study.journal_of("sums", folder)) == lines
     monkeypatch.undo()
-    for name, full in (
-        ("full", 14),
-        ("dora r=4", 0),
-        (study.GATE_OR_UP, 1),
-        ("hybrid random 1", 1),
-    ):
+    full_counts = {
+        "full": 14, "dora r=4": 0, study.GATE_OR_UP: 1, "hybrid random 1": 1,
+        study.SCORED_AGAIN: 1, "hybrid up_proj by hls of trials": 1, "hybrid random 1, alpha 30": 1,
+    }  # fmt: skip
+    for name, full in full_counts.items():
         run(folder, "--task", "sums", "--steps", "2", "--arm", name, "0.001", "0.002", "7")
         line = journal.lines_of(study.journal_of("sums", folder))[-1]
         assert (line["arm"], line["seed"], line["lora_rate"]) == (name, 7, 0.002)

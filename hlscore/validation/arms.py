@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,7 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
 
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
     nearest to what the plan trains. `rslora` is the same with the scaling of rsLoRA
-    (arXiv:2312.03732) for an alpha of twice the rank, `2 sqrt(rank)` as a whole number, where that
-    is larger. `random` trains modules in full in the
+    (arXiv:2312.03732), where that is larger. `random` trains modules in full in the
     order of a control that is stratified by kind and size, as long as they fit into what the plan
     trains in full; of a plan with a rank for each module it draws modes and ranks anew among
     modules of one kind and size. `largest` trains the largest modules in full, as many parameters
@@ -74,8 +74,7 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     lora = uniform("lora", plan.lora.rank)
     rank = nearest_rank(plan.totals.trained_params, lora.lora_modules)
     arms = {LORA: dict.fromkeys(seeds, lora), MATCHED: dict.fromkeys(seeds, uniform("lora", rank))}
-    # Whole, so that a plan has the same ratio of alpha to rank at every rank.
-    if (alpha := round(2 * rank**0.5) * rank) > plan.lora.alpha_at(rank):
+    if (alpha := rslora_alpha(rank)) > plan.lora.alpha_at(rank):
         arms[RSLORA] = dict.fromkeys(seeds, uniform("lora", rank, alpha))
     if plan.lora.ranks:
         groups = groups_of(rows).values()
@@ -97,6 +96,14 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     if full:
         arms[FULL] = dict.fromkeys(seeds, uniform("full", plan.lora.rank))
     return tuple(Arm(name=name, plans=plans) for name, plans in arms.items())
+
+
+def rslora_alpha(rank: int) -> int:
+    """Alpha with which LoRA is scaled as rsLoRA is with an alpha of twice the rank.
+
+    A multiple of the rank, so that a plan has the same ratio of the two at every rank.
+    """
+    return round(2 * math.sqrt(rank)) * rank
 
 
 def drawn_modules(rows: Sequence[Matrix], *, seed: int, params: int) -> list[str]:

@@ -28,8 +28,8 @@ from hlscore.settings import ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.apply import check_model
 from hlscore.unfinished import check_same_run, store_lines, stored_lines
-from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
-from hlscore.validation.gaps import compare_arms, verdict
+from hlscore.validation.arms import FULL, LORA, MATCHED, PLAN, RSLORA, Arm, make_arms, rslora_alpha
+from hlscore.validation.gaps import ArmResult, compare_arms, verdict
 from hlscore.validation.training import (
     MOST_EXTENSIONS,
     POINTS,
@@ -188,7 +188,7 @@ def validate(
         seed=settings.seed,
     )
     untrained = validation.loss(model, validation.test)
-    notes = [*validation.notes]
+    notes = [*validation.notes, *scaling_note(results, validation.plan)]
     seen = settings.steps * settings.batch_size / len(validation.training)
     if seen > 5:
         notes.append(f"Every example is seen {seen:.0f} times: this also measures memorisation.")
@@ -275,6 +275,19 @@ def validate(
     }
     finite: dict[str, Any] = _without_nan(content)
     return finite
+
+
+def scaling_note(found: Mapping[str, ArmResult], plan: Plan) -> tuple[str, ...]:
+    """Say that a larger alpha may help the plan, where it helps LoRA of equal size."""
+    alpha = rslora_alpha(plan.lora.rank)
+    if RSLORA not in found or alpha <= plan.lora.alpha:
+        return ()
+    if not found[RSLORA].better_than[MATCHED].low > 0:
+        return ()
+    return (
+        f"LoRA of equal size is better with the scaling of rsLoRA: a plan with --alpha {alpha} may "
+        "be too. Make it and validate it.",
+    )
 
 
 def _finished(

@@ -17,9 +17,9 @@ from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
 from hlscore.probes.units import ProbeExample, example_sums
 from hlscore.validation import gaps
-from hlscore.validation.arms import Arm, make_arms
+from hlscore.validation.arms import Arm, make_arms, rslora_alpha
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms, verdict
-from hlscore.validation.run import best, search, split_examples, untried
+from hlscore.validation.run import best, scaling_note, search, split_examples, untried
 from hlscore.validation.training import training_order
 
 LOCKS = ("*.0.*.down_proj=full", "*.1.*.q_proj=full")
@@ -286,6 +286,19 @@ def said(found: dict[str, ArmResult], **given: Any) -> tuple[str, ...]:
 
 
 AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
+
+
+def test_a_larger_alpha_is_recommended_where_it_helps_lora_of_equal_size() -> None:
+    plan = arms()["plan"].plans[0]
+    found = {"matched": result({}, 0.3), "plan": result({}, 0.6)}
+    assert scaling_note(found, plan) == ()
+    for ahead, said_so in ((AHEAD, True), (OPEN, False), (BEHIND, False)):
+        told = scaling_note(found | {"rslora": result({"matched": ahead}, 0.4)}, plan)
+        assert len(told) == int(said_so)
+        assert all(f"--alpha {rslora_alpha(plan.lora.rank)} " in note for note in told)
+    large = plan.lora.model_copy(update={"alpha": rslora_alpha(plan.lora.rank)})
+    found["rslora"] = result({"matched": AHEAD}, 0.4)
+    assert scaling_note(found, plan.model_copy(update={"lora": large})) == ()
 
 
 @pytest.mark.parametrize(
