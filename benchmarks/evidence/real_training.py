@@ -349,18 +349,19 @@ class Stack:
         """The residual stream after the last block [rows, tokens, width]; zero where not `real`."""
         if real is not None:
             longest = int(real.sum(dim=1).max())
-            ids, real = ids[:, :longest], real[:, :longest].flatten()
+            ids, real = ids[:, :longest], real[:, :longest]
         config, (rows, tokens) = self._config, ids.shape
         heads, width = config.num_attention_heads, config.head_dim
         cos, sin = self._cos[:, :tokens], self._sin[:, :tokens]
 
+        places = None if real is None else real.flatten().nonzero()[:, 0]
+
         def packed(flat: torch.Tensor) -> torch.Tensor:
-            return flat if real is None else flat[:, real]
+            return flat if places is None else flat[:, places]
 
         def padded(flat: torch.Tensor) -> torch.Tensor:
-            if real is None:
+            if places is None:
                 return flat
-            places = real.nonzero()[:, 0]
             return flat.new_zeros(1, rows * tokens, flat.shape[-1]).index_copy(1, places, flat)
 
         def split(flat: torch.Tensor) -> torch.Tensor:

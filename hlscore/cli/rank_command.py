@@ -10,7 +10,7 @@ from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import RankSettings, option
 from hlscore.unfinished import nothing_to_resume, remove_unfinished, unfinished_runs
-from hlscore.views.progress import status, terminal_progress, warn
+from hlscore.views.progress import refused_unless, status, terminal_progress, warn
 
 if TYPE_CHECKING:
     from hlscore.flow.result import RankResult
@@ -71,15 +71,13 @@ def rank(
     # The progress of several processes need not be on the disk of the first.
     if resume and process.size == 1 and not unfinished_runs(folder):
         raise nothing_to_resume(folder)
-    if dry_run:
-        try:
+    if process.is_main:
+        with refused_unless(dry_run):
             _check_folder(folder, settings, resume=resume, force=force)
-        except HlscoreError as error:
-            warn(f"The run itself would be refused: {error.message} {error.hint}")
+    if dry_run:
         _forecast(settings, as_json=as_json)
         return
     if process.is_main:
-        _check_folder(folder, settings, resume=resume, force=force)
         remove_unfinished(folder, keep_progress=resume)
     try:
         result = _score(settings, folder, save_every, resume=resume)

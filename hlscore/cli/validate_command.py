@@ -11,10 +11,10 @@ from typing import Annotated
 
 from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
 from hlscore.cli import options as o
-from hlscore.errors import HlscoreError, Interrupted, UsageError
+from hlscore.errors import Interrupted, UsageError
 from hlscore.settings import DEFAULT_SAMPLES, NOT_VALIDATED, ValidateSettings, build, option
 from hlscore.unfinished import nothing_to_resume
-from hlscore.views.progress import status, terminal_progress, warn
+from hlscore.views.progress import refused_unless, status, terminal_progress, warn
 
 _SAMPLES = "all; of a hub data set as many as the steps need"
 
@@ -54,12 +54,8 @@ def validate(
     settings = build(ValidateSettings, given)
     planned = read_plan(plan)
     folder = out or default_folder(settings.model.model)
-    try:
+    with refused_unless(dry_run):
         check_folder(folder, (VALIDATION_FILE,), force=force or resume)
-    except HlscoreError as error:
-        if not dry_run:
-            raise
-        warn(f"The validation itself would be refused: {error.message} {error.hint}")
     missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(

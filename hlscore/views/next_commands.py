@@ -87,11 +87,10 @@ def plan_again(
 
 def matched_lora(source: Plan | ScoreReport, scores: Path, *, alpha: int | None = None) -> str:
     """The plan to beat: LoRA with as many trained parameters, of the source's alpha by default."""
-    words = () if alpha is None else ("--alpha", str(alpha))
-    without = () if alpha is None else ("alpha",)
-    return plan_again(
-        source, scores, "--baseline", "lora-matched", *words, "-o", "lora.json", without=without
-    )
+    words = ("--baseline", "lora-matched", "-o", "lora.json")
+    if alpha is None:
+        return plan_again(source, scores, *words)
+    return plan_again(source, scores, "--alpha", str(alpha), *words, without=("alpha",))
 
 
 def with_lock(source: Plan | ScoreReport, scores: Path, module: str, mode: str) -> str:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from hlscore import steps
+from hlscore.errors import HlscoreError
 from hlscore.processes import started_as
 from hlscore.wording import duration, short
 
@@ -91,6 +92,17 @@ def warn(text: str) -> None:
     if text and started_as().is_main:
         console = Console(stderr=True, markup=False, emoji=False, highlight=False)
         console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
+@contextmanager
+def refused_unless(dry_run: bool) -> Iterator[None]:
+    """Errors of a block as they are; in a dry run a warning that the run itself would end so."""
+    try:
+        yield
+    except HlscoreError as error:
+        if not dry_run:
+            raise
+        warn(f"The run itself would be refused: {error.message} {error.hint}")
 
 
 @contextmanager

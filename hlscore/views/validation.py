@@ -126,9 +126,11 @@ def print_validation(
         rivals = [name for name in ("matched", "rslora") if name in content["arms"]]
         name = min(rivals, key=lambda name: _loss_or_inf(content["arms"][name]))
         rival = content["arms"][name]
-        alpha = rival["lora_alpha"] // rival["lora_rank"] * plan.lora.rank
+        alpha = None
+        if name == "rslora":
+            alpha = rival["lora_alpha"] // rival["lora_rank"] * plan.lora.rank
         step = (
-            matched_lora(plan, scores, alpha=alpha if name == "rslora" else None),
+            matched_lora(plan, scores, alpha=alpha),
             f"{_LABELS[name].removesuffix(' of equal size')} with as many trained parameters, as a "
             f"plan; {rival['learning_rates']['lora']:.3g} did best",
         )
