@@ -172,8 +172,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(folder: Path, *arguments: str) -> None:
     part("real_study").main(
-        ["--model", str(folder / "model"), "--folder", str(folder), "--steps", "3",
-         "--batch", "4", "--device", "cpu", *arguments]
+        ["--model", str(folder / "model"), "--folder", str(folder), "--journals", str(folder),
+         "--steps", "3", "--batch", "4", "--device", "cpu", *arguments]
     )  # fmt: skip
 
 
@@ -186,12 +186,11 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
     run(folder, "--pick", "1")
     assert capsys.readouterr().out.strip() in {"sums", "more"}
     run(folder, "--task", "sums")
-    lines = journal.lines_of(study.journal_of("sums", folder))
+    lines = journal.lines_of(folder / "sums.jsonl")
     names = [line["name"] for line in lines]
     assert len(names) == len(set(names))
     by_arm = {line["arm"]: line for line in lines if "arm" in line}
-    assert by_arm["full"]["full"]
-    assert not by_arm["lora r=8"]["full"]
+    assert by_arm["full"]["full"] == by_arm["lora r=8"]["full"] == []
     for source in ("gradients", "trials"):
         choice = next(line for line in lines if line["name"] == f"choice hls of {source}")
         assert by_arm[f"hybrid hls of {source}"]["full"] == choice["modules"]
@@ -203,21 +202,21 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
 
     monkeypatch.setattr(study.RealStudy, "_train", never)
     run(folder, "--task", "sums")
-    assert journal.lines_of(study.journal_of("sums", folder)) == lines
+    assert journal.lines_of(folder / "sums.jsonl") == lines
     monkeypatch.undo()
     full_counts = {
-        "full": 14, "dora r=4": 0, study.GATE_OR_UP: 1, "hybrid random 1": 1,
+        "full": 0, "dora r=4": 0, study.GATE_OR_UP: 1, "hybrid random 1": 1,
         study.SCORED_AGAIN: 1, "hybrid up_proj by hls of trials": 1, "hybrid random 1, alpha 30": 1,
     }  # fmt: skip
     for name, full in full_counts.items():
         run(folder, "--task", "sums", "--steps", "2", "--arm", name, "0.001", "0.002", "7")
-        line = journal.lines_of(study.journal_of("sums", folder))[-1]
+        line = journal.lines_of(folder / "sums.jsonl")[-1]
         assert (line["arm"], line["seed"], line["lora_rate"]) == (name, 7, 0.002)
         assert len(line["full"]) == full
     with pytest.raises(ValueError, match="No arm of the study"):
         run(folder, "--task", "sums", "--arm", "hybrid", "0.001", "0.002", "7")
     capsys.readouterr()
-    tables.main(["--folder", str(folder), "--print"])
+    tables.main(["--journals", str(folder), "--print"])
     printed = capsys.readouterr().out
     assert "### sums" in printed
     assert "### more" not in printed
@@ -225,9 +224,9 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
 
 
 def test_equal_seeds_give_equal_numbers_and_no_time_trains_nothing(folder: Path) -> None:
-    study, journal = part("real_study"), part("journal")
+    journal = part("journal")
     run(folder, "--task", "sums", "--find")
-    path = study.journal_of("sums", folder)
+    path = folder / "sums.jsonl"
     first = journal.lines_of(path)
     path.unlink()
     run(folder, "--task", "sums", "--find", "--minutes", "0")

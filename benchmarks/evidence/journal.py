@@ -29,7 +29,7 @@ class Journal:
     """A file of finished arms; lines that were made with other settings are ignored."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self._path, self._settings = path, settings
+        self.path, self._settings = path, settings
         self.arms: dict[str, dict[str, Any]] = {}
         for entry in lines_of(path):
             if entry["settings"] == settings:
@@ -38,8 +38,8 @@ class Journal:
     def add(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write an arm down, on the disk before this returns."""
         entry = {**content, "name": name, "settings": self._settings}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from machine import RESULTS, parsed, write_result
 from marked import fill
 
-__all__ = ["fill", "heading", "latest", "parsed", "publish"]
+__all__ = ["RESULTS", "fill", "heading", "latest", "parsed", "publish"]
 README = Path(__file__).resolve().parent / "README.md"
 
 

@@ -2,7 +2,7 @@
 
 `python benchmarks/evidence/real_study.py --task base_conversion --minutes 9` trains arm after arm,
 the ones that decide first, stops before the time is over and goes on when it is called again. Every
-finished training is a line of `benchmarks/.models/real/journal/TASK.jsonl`. `--find` trains in
+finished training is a line of `benchmarks/results/real/TASK.jsonl`. `--find` trains in
 full and with LoRA only, at two rates each and one seed, to find tasks on which LoRA lags; its
 trainings count for the study too. `real_tables.py` makes the tables.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -23,6 +24,7 @@ import torch
 from arms import BASELINES, Arm, Planner, full_modules, hybrid
 from journal import Journal, lines_of
 from peft.tuners.lora.layer import LoraLayer
+from published import RESULTS
 from ranks import ranks_arm
 from real_tasks import FAMILIES, FOLDER, MODELS, Row, read
 from real_training import Examples, Linear, Stack, Trial, linears_of, tensors_of
@@ -53,6 +55,7 @@ MOST_EXTENSIONS = 3
 # Trainings that run as one; a CPU gains nothing by it.
 TOGETHER = {"cuda": 4, "cpu": 1}
 GRADIENTS, TRIALS, WEIGHTS = "gradients", "trials", "weights"
+JOURNALS = RESULTS / "real"
 # The arms of the study in their order; `equal size` stands for the rank of equal size.
 EQUAL_SIZE = "equal size"
 GATE_OR_UP = f"hybrid hls of {TRIALS}, gate or up"
@@ -118,7 +121,7 @@ class RealStudy:
         tensors: The same as tensors.
         steps: Optimizer steps of every training.
         batch: Examples of a step.
-        folder: Where the tasks, their journals and score reports are.
+        folder: Where the tasks and their score reports are.
         journal: Finished trainings and choices.
         clock: The time of this call.
     """
@@ -142,7 +145,7 @@ class RealStudy:
         known = self.journal.arms
         missing = [
             trial for trial in trials
-            if known.get(key_of(arm, trial), {}).get("full") != sorted(arm.full)
+            if known.get(key_of(arm, trial), {}).get("full") != choice_of(arm)
         ]  # fmt: skip
         together = TOGETHER[self.base.device.type]
         for place in range(0, len(missing), together):
@@ -174,7 +177,7 @@ class RealStudy:
             found = {
                 "arm": arm.name, "kind": arm.kind, "seed": trial.seed,
                 "full_rate": trial.full_rate, "lora_rate": trial.lora_rate,
-                "parameters": stack.trained_params, "full": sorted(arm.full),
+                "parameters": stack.trained_params, "full": choice_of(arm),
                 "tuning_loss": round(tuning[place].loss, 6),
                 "test_loss": round(test[place].loss, 6),
                 "accuracy": round(test[place].accuracy, 6), "test_losses": test[place].digest,
@@ -263,7 +266,8 @@ class RealStudy:
             ),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_suffix(f".{self.task}")
+        # Two calls may score at once.
+        written = path.with_suffix(f".{os.getpid()}")
         write_report(result.report, written)
         written.rename(path)
         seconds = time.monotonic() - began
@@ -274,6 +278,11 @@ class RealStudy:
         """Write down what a score chose."""
         if f"choice {label}" not in self.journal.arms:
             self.journal.add(f"choice {label}", {"modules": sorted(modules), **more})
+
+
+def choice_of(arm: Arm) -> list[str]:
+    """The modules that an arm trains in full; none are named where it is all of them."""
+    return [] if arm.kind == "full" else sorted(arm.full)
 
 
 def key_of(arm: Arm, trial: Trial) -> str:
@@ -382,7 +391,7 @@ def arm_named(study: RealStudy, name: str) -> Arm:
         return planner.lora(int(rank))
     if method in BASELINES and rank:
         return peer(planner, method, int(rank))
-    lines = lines_of(journal_of(study.task, study.folder))
+    lines = lines_of(study.journal.path)
     whole, (name, _, alpha) = name, name.partition(", alpha ")
     modules = next((line["full"] for line in lines if line.get("arm") == name), ())
     pairs: dict[str, GatedPairs] = {GATE_OR_UP: "one", SCORED_AGAIN: "both"}
@@ -429,10 +438,10 @@ def find(study: RealStudy) -> None:
     )
 
 
-def picked(folder: Path, count: int) -> list[str]:
+def picked(journals: Path, count: int) -> list[str]:
     """The tasks on which LoRA lags most, in exact answers, of those that `--find` tried."""
     lags = {}
-    for path in sorted(journal_of("*", folder).parent.glob("*.jsonl")):
+    for path in sorted(journals.glob("*.jsonl")):
         best = {}
         for kind in FIND_RATES:
             name = "full" if kind == "full" else f"lora r={RANK}"
@@ -446,8 +455,8 @@ def picked(folder: Path, count: int) -> list[str]:
 
 
 def opened(
-    task: str, base: LlamaForCausalLM, tokenizer: Any, *, folder: Path, steps: int, clock: Clock,
-    batch: int = BATCH,
+    task: str, base: LlamaForCausalLM, tokenizer: Any, *, folder: Path, journals: Path,
+    steps: int, clock: Clock, batch: int = BATCH,
 ) -> RealStudy:  # fmt: skip
     """The study of a task, with what is finished of it."""
     rows = read(task, folder)
@@ -470,14 +479,9 @@ def opened(
         steps=steps,
         batch=batch,
         folder=folder,
-        journal=Journal(journal_of(task, folder), settings),
+        journal=Journal(journals / f"{task}.jsonl", settings),
         clock=clock,
     )
-
-
-def journal_of(task: str, folder: Path = FOLDER) -> Path:
-    """Where the finished trainings of a task are."""
-    return folder / "journal" / f"{task}.jsonl"
 
 
 def loaded(folder: Path, device: str) -> tuple[LlamaForCausalLM, Any]:
@@ -500,11 +504,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="250 on a GPU, 40 on a CPU")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--model", type=Path, default=MODELS / "smollm2")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of tasks and journals")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of tasks and scores")
+    parser.add_argument("--journals", type=Path, default=JOURNALS, help="of finished trainings")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     if options.pick:
-        print(*picked(options.folder, options.pick))
+        print(*picked(options.journals, options.pick))
         return
     clock = Clock(ends=time.monotonic() + 60 * options.minutes)
     steps = options.steps or STEPS[torch.device(options.device).type]
@@ -512,8 +517,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for task in options.task or FAMILIES:
             study = opened(
-                task, base, tokenizer, folder=options.folder, steps=steps, clock=clock,
-                batch=options.batch,
+                task, base, tokenizer, folder=options.folder, journals=options.journals,
+                steps=steps, clock=clock, batch=options.batch,
             )  # fmt: skip
             for name, full_rate, lora_rate, seed in options.arm or ():
                 rates = {"full_rate": float(full_rate), "lora_rate": float(lora_rate)}

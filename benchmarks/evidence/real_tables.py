@@ -1,6 +1,6 @@
 """Tables of the study on a real model: `python benchmarks/evidence/real_tables.py`.
 
-Reads the journals in `benchmarks/.models/real/journal`, whatever is in them so far, prints the
+Reads the journals in `benchmarks/results/real`, whatever is in them so far, prints the
 tables, names the arms that are missing, puts them into the README beside this file and writes
 `benchmarks/results/real_DATE.json`. With `--print` nothing is written.
 """
@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from journal import lines_of
 from published import publish
-from real_study import ARMS, EQUAL_SIZE, RANK, TUNING_SEED, journal_of
-from real_tasks import FOLDER
+from real_study import ARMS, EQUAL_SIZE, JOURNALS, RANK, TUNING_SEED
 from replicas_table import Spread
 
 LORA = f"lora r={RANK}"
@@ -119,7 +118,8 @@ def loss_at(lines: Sequence[Mapping[str, Any]], arm: Trained, seed: int) -> floa
     for line in lines:
         same = line.get("arm") == arm.name and line["settings"] == study_of(lines)
         if same and (line["seed"], line["full_rate"], line["lora_rate"]) == (seed, *arm.rates):
-            return float(line["test_loss"])
+            # Of trainings for the choice of a rate some journals hold the tuning loss only.
+            return float(line.get("test_loss", math.nan))
     return math.nan
 
 
@@ -290,7 +290,6 @@ def result(studies: Mapping[str, Arms], journals: Mapping[str, Sequence[Any]]) -
             "arms": {
                 arm.name: {
                     "parameters": arm.parameters,
-                    "full": len(arm.full),
                     "full_rate": arm.rates[0],
                     "lora_rate": arm.rates[1],
                     "seeds": list(arm.losses),
@@ -308,10 +307,10 @@ def result(studies: Mapping[str, Arms], journals: Mapping[str, Sequence[Any]]) -
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the journals, print the tables and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--journals", type=Path, default=JOURNALS)
     parser.add_argument("--print", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
-    paths = sorted(journal_of("*", options.folder).parent.glob("*.jsonl"))
+    paths = sorted(options.journals.glob("*.jsonl"))
     journals = {path.stem: lines_of(path) for path in paths}
     studies = {task: arms_of(lines) for task, lines in journals.items()}
     studies = {task: arms for task, arms in studies.items() if "full" in arms and LORA in arms}
