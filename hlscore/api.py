@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_origin
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.errors import DataError, UsageError
+from hlscore.errors import DataError, UsageError, did_you_mean
 from hlscore.flow.rank import rank_model
 from hlscore.flow.result import RankResult
 from hlscore.flow.updates import score_updates
@@ -154,10 +153,9 @@ def _values(
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            near = get_close_matches(name, inspect.signature(caller).parameters, n=1, cutoff=0.75)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, inspect.signature(caller).parameters)
             raise TypeError(
-                f"{caller.__name__}() got an unexpected keyword argument '{name}'.{hint}"
+                f"{caller.__name__}() got an unexpected keyword argument '{name}'. {hint}".rstrip()
             )
         if value is None:
             continue

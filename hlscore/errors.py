@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
@@ -60,6 +63,12 @@ class RewardError(HlscoreError):
 
 class ArtifactError(HlscoreError):
     """A report or plan file cannot be read or written."""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The start of a hint that names what a mistyped word comes near to; empty without any."""
+    near = get_close_matches(word, list(names), n=1, cutoff=0.75)
+    return f"Did you mean '{near[0]}'? " if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ HALF_WRITTEN = ".unfinished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
+class UnfinishedRun:
     """Where an unfinished run is stored."""
 
     folder: Path
@@ -31,15 +31,9 @@ class Storage:
     resume: bool
 
 
-def unfinished_runs(folder: Path) -> bool:
-    """Whether a folder holds the progress of a run that did not end."""
-    found = folder.glob(f"{PROGRESS_PREFIX}-*")
-    return any(path.suffix in (".safetensors", ".jsonl") for path in found)
-
-
-def captures_stored(folder: Path) -> bool:
-    """Whether a folder holds gradients of a run that did not end."""
-    return any(folder.glob(f"{PROGRESS_PREFIX}-*.safetensors"))
+def unfinished_runs(folder: Path, suffixes: tuple[str, ...] = (".safetensors", ".jsonl")) -> bool:
+    """Whether a folder holds the progress of a run that did not end: gradients, completions."""
+    return any(path.suffix in suffixes for path in folder.glob(f"{PROGRESS_PREFIX}-*"))
 
 
 def remove_unfinished(folder: Path, *, keep_progress: bool = False) -> None:

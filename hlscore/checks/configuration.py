@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_origin
 
 from hlscore.artifacts.files import read_bytes
-from hlscore.errors import ArtifactError, UsageError, first_line
+from hlscore.errors import ArtifactError, UsageError, did_you_mean, first_line
 from hlscore.paths import existing_path
 from hlscore.settings import CheckSettings, Setting, settings_in
 
@@ -63,8 +62,7 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
             )
         else:
             names = [PLANS, *known]
-            near = get_close_matches(key.replace("_", "-"), names, n=1, cutoff=0.8)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Use {', '.join(names)}."
+            hint = f"{did_you_mean(key.replace('_', '-'), names)}There are: {', '.join(names)}."
             raise UsageError(f"'{file}' has the unknown key {key!r}.", hint=hint)
     if "baseline" in found:
         found["baseline"] = file.parent / found["baseline"]

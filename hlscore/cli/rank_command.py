@@ -120,7 +120,7 @@ def _score(
         from hlscore.flow.weights_alone import score_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import dtype_warning, load_model, load_sharded
-        from hlscore.unfinished import Storage
+        from hlscore.unfinished import UnfinishedRun
     if settings.updates:
         with terminal_progress() as progress:
             return score_updates(settings, progress)[0]
@@ -130,7 +130,7 @@ def _score(
     warn(dtype_warning(settings.model))
     with status("reading probe data"):
         examples = read_probes(settings)
-    storage = Storage(folder=folder, every_seconds=save_every or float("inf"), resume=resume)
+    storage = UnfinishedRun(folder=folder, every_seconds=save_every or float("inf"), resume=resume)
     sampled: list[RolloutSet] = []
     with joined() as processes:
         with status(f"loading {settings.model.model}"):

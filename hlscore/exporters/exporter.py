@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,7 @@ from textwrap import wrap
 from typing import Any, Literal
 
 from hlscore.artifacts.plan import Plan, PlanRates
-from hlscore.errors import UsageError
+from hlscore.errors import UsageError, did_you_mean
 from hlscore.exporters.adapter_config import adapter_config
 from hlscore.exporters.limits import Limits
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
@@ -226,8 +225,7 @@ def find_exporter(name: str) -> Exporter:
     """The exporter of a format."""
     names = exporter_names()
     if name not in names:
-        near = get_close_matches(name.replace("_", "-").lower(), names, n=1)
-        meant = f"Did you mean {near[0]}? " if near else ""
+        meant = did_you_mean(name.replace("_", "-").lower(), names)
         raise UsageError(
             f"There is no exporter '{name}'.", hint=f"{meant}There are: {', '.join(names)}."
         )

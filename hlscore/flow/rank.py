@@ -36,7 +36,12 @@ from hlscore.scores.registry import find_score
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import thread_limit, torch_threads
-from hlscore.unfinished import Storage, captures_stored, describe_run, nothing_to_resume
+from hlscore.unfinished import (
+    UnfinishedRun,
+    describe_run,
+    nothing_to_resume,
+    unfinished_runs,
+)
 
 
 def rank_model(
@@ -49,7 +54,7 @@ def rank_model(
     *,
     functions: Mapping[str, Reward] | None = None,
     processes: Processes = Processes(),
-    storage: Storage | None = None,
+    storage: UnfinishedRun | None = None,
     sampled: Callable[[RolloutSet], None] = lambda _: None,
 ) -> RankResult | None:
     """Probe a model, score its modules and allocate the budget.
@@ -81,7 +86,7 @@ def rank_model(
         earlier_seconds = examples.seconds
         if storage is not None and storage.resume:
             # The run may have been stopped while it sampled.
-            stored = any(processes.gather(captures_stored(storage.folder)))
+            stored = any(processes.gather(unfinished_runs(storage.folder, (".safetensors",))))
             storage = replace(storage, resume=stored)
     probes = examples
     if not isinstance(probes, ProbeSet):
@@ -166,7 +171,7 @@ def sample_rollouts(
     *,
     functions: Mapping[str, Reward] | None = None,
     processes: Processes = Processes(),
-    storage: Storage | None = None,
+    storage: UnfinishedRun | None = None,
 ) -> RolloutSet:
     """Let a model complete prompts, and judge what it wrote; see `rank_model`."""
     # What would be refused afterwards is refused before.

@@ -18,7 +18,7 @@ from hlscore.processes import Processes
 from hlscore.unfinished import (
     HALF_WRITTEN,
     PROGRESS_PREFIX,
-    Storage,
+    UnfinishedRun,
     check_same_run,
     nothing_to_resume,
     remove,
@@ -69,7 +69,9 @@ class ProgressFile:
         earlier_seconds: What the run took before it was stored last; 0 unless it was resumed.
     """
 
-    def __init__(self, storage: Storage, processes: Processes, *, together: bool = False) -> None:
+    def __init__(
+        self, storage: UnfinishedRun, processes: Processes, *, together: bool = False
+    ) -> None:
         self._folder, self._every = storage.folder, storage.every_seconds
         self._processes, self._together = processes, together
         self.identity: Mapping[str, object] = {}

@@ -30,7 +30,7 @@ from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import workers
-from hlscore.unfinished import Storage, describe_run
+from hlscore.unfinished import UnfinishedRun, describe_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def capture(
     settings: RankSettings,
     progress: Progress,
     processes: Processes,
-    storage: Storage | None,
+    storage: UnfinishedRun | None,
 ) -> Captured:
     """Run the probes through a model and capture the gradient or the update of every module."""
     wanted, device, notes = settings.capture, input_device(model), list[str]()

@@ -261,7 +261,7 @@ def test_a_repository_keeps_its_rules(repository: Path, monkeypatch: pytest.Monk
     ("text", "message"),
     [
         ("plans = 5", "plans"),
-        ("nonsense = 1", "Use plans, model,"),
+        ("nonsense = 1", "There are: plans, model,"),
         ("min_tau = 0.5", "Did you mean 'min-tau'?"),
         ("min-tau = 7", "min-tau"),
         ("min-tau = nan", "min-tau"),

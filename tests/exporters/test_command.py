@@ -111,7 +111,7 @@ def test_list_json_and_a_model_by_its_whole_path(
         (["PLAN"], 2, "needs a plan and a format"),
         (["--to", "peft"], 2, "needs a plan and a format"),
         (["PLAN", "--to", "megatron"], 2, "There is no exporter 'megatron'"),
-        (["PLAN", "--to", "llama_factory"], 2, "Did you mean llama-factory?"),
+        (["PLAN", "--to", "llama_factory"], 2, "Did you mean 'llama-factory'?"),
         (["missing.json", "--to", "peft"], 3, "There is no file"),
         (["PLAN", "--to", "csv", "--out", "PLAN", "--force"], 2, "is the plan itself"),
         (["PLAN", "--to", "seed-adapter"], 3, "org/model"),

@@ -25,7 +25,7 @@ from hlscore.processes import Processes
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
 from hlscore.steps import Silent
-from hlscore.unfinished import Storage, first_difference, remove_unfinished, unfinished_runs
+from hlscore.unfinished import UnfinishedRun, first_difference, remove_unfinished, unfinished_runs
 from hlscore.views import progress as lines
 
 EXAMPLES = completions(12)
@@ -72,7 +72,7 @@ def stored_run(
     count: int = 12,
 ) -> ScoreReport:
     """Score a model, and store the progress after every batch."""
-    storage = Storage(folder=folder, every_seconds=0, resume=resume)
+    storage = UnfinishedRun(folder=folder, every_seconds=0, resume=resume)
     return run_report(model or "qwen3_moe", completions(count), run, display, storage=storage)
 
 
@@ -194,7 +194,7 @@ def test_progress_is_not_written_before_it_is_due(
 def progress_file(
     folder: Path, processes: Processes | None = None, *, every_seconds: float = 1
 ) -> ProgressFile:
-    storage = Storage(folder=folder, every_seconds=every_seconds, resume=True)
+    storage = UnfinishedRun(folder=folder, every_seconds=every_seconds, resume=True)
     return ProgressFile(storage, processes or Processes())
 
 
