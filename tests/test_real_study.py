@@ -206,7 +206,8 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
     monkeypatch.undo()
     full_counts = {
         "full": 0, "dora r=4": 0, study.GATE_OR_UP: 1, "hybrid random 1": 1,
-        study.SCORED_AGAIN: 1, "hybrid up_proj by hls of trials": 1, "hybrid random 1, alpha 30": 1,
+        study.SCORED_AGAIN: 1, study.BY_FINISHED: 1, "hybrid up_proj by hls of trials": 1,
+        "hybrid random 1, alpha 30": 1,
     }  # fmt: skip
     for name, full in full_counts.items():
         run(folder, "--task", "sums", "--steps", "2", "--arm", name, "0.001", "0.002", "7")

@@ -13,6 +13,7 @@ import argparse
 import gc
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -55,12 +56,15 @@ MOST_EXTENSIONS = 3
 # Trainings that run as one; a CPU gains nothing by it.
 TOGETHER = {"cuda": 4, "cpu": 1}
 GRADIENTS, TRIALS, WEIGHTS = "gradients", "trials", "weights"
+FINISHED = "full fine-tuning"
 JOURNALS = RESULTS / "real"
 # The arms of the study in their order; `equal size` stands for the rank of equal size.
 EQUAL_SIZE = "equal size"
 GATE_OR_UP = f"hybrid hls of {TRIALS}, gate or up"
 # Of the scores that the folder holds, where the journal has modules of earlier ones.
 SCORED_AGAIN = f"hybrid hls of {TRIALS}, scored again"
+# By the weight update of a finished full fine-tuning: what short trials try to foresee.
+BY_FINISHED = f"hybrid hls of {FINISHED}"
 ARMS = (
     "full", f"lora r={RANK}", "hybrid hls of trials", f"lora {EQUAL_SIZE}",
     GATE_OR_UP, "hybrid hls of gradients",
@@ -239,31 +243,19 @@ class RealStudy:
         """Scores of the base model, computed once.
 
         Args:
-            source: `gradients`, `trials`, or `weights` without any data.
+            source: `gradients`, `trials`, `full fine-tuning`, or `weights` without any data.
             rows: Which examples: the `first` ones or the `second` as many.
 
         Returns:
             The report.
         """
         name = WEIGHTS if source == WEIGHTS else f"{self.task}-{source}-{rows}"
-        path = self.folder / "scores" / f"{name}.parquet"
+        path = self.folder / "scores" / f"{name.replace(' ', '-')}.parquet"
         if path.exists():
             return read_report(path)
-        start = {"first": 0, "second": SAMPLES}[rows]
-        data: Any = self.rows["train"][start : start + SAMPLES]
-        options: dict[str, Any] = {
-            "ranks": RANKS, "samples": 0, "batch_size": BATCH, "checkpointing": False,
-        }  # fmt: skip
-        if source == WEIGHTS:
-            data, options = "none", {"score": "spectral"}
-        else:
-            options["movement"] = MOVEMENTS[source]
         began = time.monotonic()
         result = self.clock.timed(
-            source,
-            lambda: hlscore.rank(
-                deepcopy(self.base), self.tokenizer, data=data, rank=RANK, **options
-            ),
+            source, self._finished if source == FINISHED else lambda: self._ranked(source, rows)
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two calls may score at once.
@@ -273,6 +265,33 @@ class RealStudy:
         seconds = time.monotonic() - began
         print(f"{self.task:20} scores by {source}, {rows} examples: {seconds:.0f} s", flush=True)
         return result.report
+
+    def _ranked(self, source: str, rows: str) -> hlscore.RankResult:
+        start = {"first": 0, "second": SAMPLES}[rows]
+        data: Any = self.rows["train"][start : start + SAMPLES]
+        options: dict[str, Any] = {
+            "ranks": RANKS, "samples": 0, "batch_size": BATCH, "checkpointing": False,
+        }  # fmt: skip
+        if source == WEIGHTS:
+            data, options = "none", {"score": "spectral"}
+        else:
+            options["movement"] = MOVEMENTS[source]
+        return hlscore.rank(deepcopy(self.base), self.tokenizer, data=data, rank=RANK, **options)
+
+    def _finished(self) -> hlscore.RankResult:
+        """Scores of a full fine-tuning at its best rate, with the seed that no table reports."""
+        arm = Planner(report=self.report(WEIGHTS), rank=RANK).full()
+        rate = min(
+            (line for line in lines_of(self.journal.path) if line.get("arm") == arm.name),
+            key=lambda line: line.get("tuning_loss", math.inf),
+        )["full_rate"]
+        self._train(arm, [Trial(seed=TUNING_SEED, full_rate=rate, lora_rate=0.0)])
+        tuned = deepcopy(self.base)
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            for name in arm.full:
+                tuned.get_submodule(name).weight.copy_(self.built[1].values(0, name))
+            tuned.save_pretrained(folder)
+            return hlscore.rank_updates(self.base.name_or_path, folder, rank=RANK, ranks=RANKS)
 
     def chosen(self, label: str, modules: Sequence[str], **more: Any) -> None:
         """Write down what a score chose."""
@@ -394,10 +413,14 @@ def arm_named(study: RealStudy, name: str) -> Arm:
     lines = lines_of(study.journal.path)
     whole, (name, _, alpha) = name, name.partition(", alpha ")
     modules = next((line["full"] for line in lines if line.get("arm") == name), ())
-    pairs: dict[str, GatedPairs] = {GATE_OR_UP: "one", SCORED_AGAIN: "both"}
-    if not modules and name in pairs:
-        scored = replace(planner, report=study.report(TRIALS))
-        modules = full_modules(scored.scored("hls", gated_pairs=pairs[name]))
+    scored: dict[str, tuple[str, GatedPairs]] = {
+        GATE_OR_UP: (TRIALS, "one"), SCORED_AGAIN: (TRIALS, "both"),
+        BY_FINISHED: (FINISHED, "both"),
+    }  # fmt: skip
+    if not modules and name in scored:
+        source, pairs = scored[name]
+        plan = replace(planner, report=study.report(source)).scored("hls", gated_pairs=pairs)
+        modules = full_modules(plan)
     if not modules and name in OF_ONE_KIND:
         report = study.report(TRIALS)
         rows = sorted(report.candidates, key=lambda row: -(row.hls or 0.0))
