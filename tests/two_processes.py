@@ -24,7 +24,7 @@ from hlscore.inputs.identity import identify
 from hlscore.processes import Processes, joined
 from hlscore.settings import RankSettings
 from hlscore.steps import Silent
-from hlscore.unfinished import Storage
+from hlscore.unfinished import UnfinishedRun
 
 TRIALS = {
     "movement": "trial", "trials": 2, "trial_steps": 2, "trial_rate": 1e-3,
@@ -77,7 +77,9 @@ def given(me: Processes) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def rows(me: Processes, name: str, run: str, count: int, storage: Storage | None = None) -> Any:
+def rows(
+    me: Processes, name: str, run: str, count: int, storage: UnfinishedRun | None = None
+) -> Any:
     """Score a model together; only the main process gets a report."""
     model = FAMILIES[name].build()
     found = rank_model(
@@ -91,7 +93,7 @@ def rows(me: Processes, name: str, run: str, count: int, storage: Storage | None
 def resumed(me: Processes, folder: Path) -> Any:
     """A run whose processes break off at different moments, and what it comes to."""
     real, saved = ProgressFile.save, []
-    storage = Storage(folder=folder, every_seconds=0, resume=False)
+    storage = UnfinishedRun(folder=folder, every_seconds=0, resume=False)
 
     def breaking(self: ProgressFile, *args: Any) -> None:
         real(self, *args)

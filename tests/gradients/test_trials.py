@@ -29,7 +29,7 @@ from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import ObjectiveSettings, RankSettings
-from hlscore.unfinished import Storage
+from hlscore.unfinished import UnfinishedRun
 
 EXAMPLES = completions(24)
 RATE = 3e-3
@@ -348,7 +348,7 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
     run = options(trials=4, trial_rate=None, bootstrap=20)
 
     def report(*, resume: bool) -> ScoreReport:
-        storage = Storage(folder=tmp_path, every_seconds=0, resume=resume)
+        storage = UnfinishedRun(folder=tmp_path, every_seconds=0, resume=resume)
         return run_report(model, EXAMPLES, run, storage=storage)
 
     expected = report(resume=False)
