@@ -132,7 +132,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("--svd", "x", "Use one of: auto, full, randomized."),
         ("--rank", "abc", "--rank is 'abc'."),
         ("--top", "-1", "--top is '-1'."),
-        ("--nonsense", "x", "No such option: --nonsense"),
+        ("--nonsense", "x", "No such option"),
         ("--value-power", "0.5", "--value-power is for plans with a rank for each module."),
         ("--ranks 2,4 --gated-pairs", "one", "--ranks and --gated-pairs are mutually exclusive."),
         ("--data builtin:new --split", "test", "builtin:new has one split."),
