@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,7 +34,13 @@ from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.inputs.hub import ADAPTER_CONFIG, ModelFiles, find_model
 from hlscore.inputs.identity import count_params, identify, packable_sizes
 from hlscore.inputs.modules import ONLY_DECODERS, decoder_blocks
-from hlscore.inputs.placement import loading, out_of_memory, plan_placement, quantization
+from hlscore.inputs.placement import (
+    Placement,
+    loading,
+    out_of_memory,
+    plan_placement,
+    quantization,
+)
 from hlscore.inputs.tensor_files import stored_tensors
 from hlscore.inputs.weights import accelerate_hooks, tied_names
 from hlscore.packing import packed_bytes
@@ -141,6 +149,17 @@ def check_blocks_share_nothing(model: PreTrainedModel, name: str) -> None:
                 )
 
 
+def _without_adapter(directory: Path, placement: Placement) -> tuple[Path, Placement]:
+    """A folder of links to all but the adapter, which transformers would find and attach."""
+    own = placement.own_folder or Path(tempfile.mkdtemp(prefix="hlscore-model-"))
+    linked = own / "without-adapter"
+    linked.mkdir()
+    for path in directory.iterdir():
+        if not path.name.startswith("adapter_"):
+            (linked / path.name).symlink_to(path.resolve())
+    return linked, replace(placement, own_folder=own)
+
+
 def load_weights(source: ModelSource) -> PreTrainedModel:
     """Load a model with its weights, without a tokenizer."""
     settings, config, directory = source.settings, source.config, source.files.directory
@@ -149,6 +168,8 @@ def load_weights(source: ModelSource) -> PreTrainedModel:
     planned = planned_dtype(config, settings)
     widened = config.get_text_config().dtype == torch.float16 != planned
     placement = plan_placement(config, settings, device, planned)
+    if (directory / ADAPTER_CONFIG).is_file():
+        directory, placement = _without_adapter(directory, placement)
     placed = "device_map" in placement.options
     model: PreTrainedModel
     with loading(settings, placement):
@@ -157,8 +178,6 @@ def load_weights(source: ModelSource) -> PreTrainedModel:
             config=config,
             dtype=planned if widened or settings.dtype != "auto" else "auto",
             use_safetensors=None if settings.allow_pickle else True,
-            # Transformers would look for an adapter beside the weights and attach it.
-            adapter_kwargs={"subfolder": "no-adapter"},
             trust_remote_code=settings.trust_remote_code,
             # Mismatches are refused by name below; transformers only counts on its own log.
             ignore_mismatched_sizes=True,

@@ -33,7 +33,7 @@ class Placement:
     # Arguments of `from_pretrained`; with `device_map` it places the weights itself.
     options: Mapping[str, Any]
     method: str  # name of the quantization method; empty where there is none
-    # Temporary folder for offloaded weights, to be removed with the model.
+    # Temporary folder that the weights are read from, to be removed with the model.
     own_folder: Path | None = None
 
 

@@ -10,11 +10,13 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 from broken_plans import made, write
+from newest import NEWEST
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hlscore.exporters.exporter import exporter_names
 
+pytestmark = NEWEST
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / ".ci" / "check-requirements.txt"
 PIN = re.compile(r"([A-Za-z0-9._-]+)==\S+")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from benchmark_scripts import BENCHMARKS, part, scripts_in
 from families import FAMILIES
+from newest import NEWEST
 from plans import plan_for
 from torch import nn
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
@@ -23,7 +24,7 @@ SAMPLE = (
     "modernbert-decoder", "ernie4_5_moe", "deepseek_v4", "dbrx", "inkling_text", "glm_moe_dsa",
     "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
 )  # fmt: skip
-MULTIMODAL = ("qwen2_5_vl", "mistral3", "ernie4_5_vl_moe", "molmo2", "qwen2_audio")
+MULTIMODAL = ("qwen2_5_vl", "mistral3", "ernie4_5_vl_moe", "qwen2_audio")
 
 _path = scripts_in(BENCHMARKS)
 
@@ -46,7 +47,7 @@ def forms(family: str, ending: str) -> dict[str, tuple[str, int]]:
     }
 
 
-@pytest.mark.parametrize("family", [*SAMPLE, *MULTIMODAL])
+@pytest.mark.parametrize("family", [*SAMPLE, *MULTIMODAL, pytest.param("molmo2", marks=NEWEST)])
 def test_candidates_gradients_and_a_training_step_are_right(family: str) -> None:
     """Against torch's own products, a plain backward pass, and what one step moves.
 
@@ -65,7 +66,7 @@ def test_candidates_gradients_and_a_training_step_are_right(family: str) -> None
     ("family", "reason"),
     [
         ("florence2", "encoder-decoder"),
-        ("diffusion_gemma", "not a causal language model"),
+        pytest.param("diffusion_gemma", "not a causal language model", marks=NEWEST),
         ("blip", "pixel_values"),
         ("qwen3_omni_moe", "not a causal language model"),  # holds one, has no forward pass
         ("kyutai_speech_to_text", "forward and backward pass"),  # tokens come with sound
@@ -189,6 +190,7 @@ def test_a_parameter_whose_owner_holds_other_adapters_is_refused() -> None:
     apply(model, changed)
 
 
+@NEWEST
 def test_a_norm_inside_of_experts_trains_with_them() -> None:
     """PEFT copies what holds the experts, with all that is in it."""
     model = part("tiny_architectures").build_multimodal("muse_spark")

@@ -1,0 +1,92 @@
+"""Do trials foresee what full fine-tuning moves, and at which learning rate do they best?
+
+`python benchmarks/evidence/real_foresight.py --task letter_jumble` scores the weight update of a
+whole full fine-tuning of SmolLM2-135M-Instruct as `hls` scores that of trials, then ranks by first
+gradients, by trials at the rate that they find and at higher ones, and writes
+`results/real_foresight_DATE.json`. What the choices are worth: `real_study.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from arms import Planner, full_modules
+from published import write_result
+from real_study import BATCH, FINISHED, JOURNALS, RANK, SAMPLES, Clock, loaded, opened
+from real_tasks import FOLDER, MODELS
+from scipy.stats import spearmanr
+
+import hlscore
+from hlscore.records import ScoreReport
+
+# Options of `rank` by what they stand for in the result.
+WAYS: dict[str, dict[str, Any]] = {
+    "gradients": {"movement": "gradient"},
+    "trials, rate found": {"movement": "trial"},
+    "trials, rate 0.0003": {"movement": "trial", "trial_rate": 0.0003},
+    "trials, rate 0.001": {"movement": "trial", "trial_rate": 0.001},
+    "trials, rate 0.003": {"movement": "trial", "trial_rate": 0.003},
+}
+
+
+def against(report: ScoreReport, finished: ScoreReport) -> dict[str, Any]:
+    """How far the scores and the tenth of a report agree with those of a finished training."""
+    rows = {row.module: row for row in report.candidates}
+    pairs = [(rows[row.module], row) for row in finished.candidates]
+    most = max(row.n_params for row in finished.candidates)
+    found = [
+        set(full_modules(Planner(report=each, rank=RANK).scored("hls")))
+        for each in (report, finished)
+    ]
+
+    def order(largest: bool) -> float:
+        kept = [pair for pair in pairs if not largest or pair[1].n_params == most]
+        return round(float(spearmanr([a.hls for a, _ in kept], [b.hls for _, b in kept])[0]), 3)
+
+    return {
+        "common": len(found[0] & found[1]), "of": len(found[1]), "spearman": order(False),
+        "spearman_of_the_largest": order(True),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Score and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="letter_jumble")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of tasks and scores")
+    parser.add_argument("--journals", type=Path, default=JOURNALS)
+    options = parser.parse_args()
+    model, tokenizer = loaded(MODELS / "smollm2", options.device)
+    study = opened(
+        options.task, model, tokenizer, folder=options.folder, journals=options.journals,
+        steps=250, clock=Clock(ends=float("inf")),
+    )  # fmt: skip
+    finished = study.report(FINISHED)
+    rows, found = study.rows["train"][:SAMPLES], {}
+    for name, more in WAYS.items():
+        began = time.monotonic()
+        try:
+            report = hlscore.rank(
+                deepcopy(model), tokenizer, data=rows, samples=0, rank=RANK, batch_size=BATCH,
+                checkpointing=False, **more,
+            ).report  # fmt: skip
+        except hlscore.HlscoreError as error:
+            found[name] = {"error": str(error)}
+        else:
+            found[name] = {
+                **against(report, finished), "rate": report.run.trial_rate,
+                "notes": report.run.notes, "seconds": round(time.monotonic() - began),
+            }  # fmt: skip
+        print(name, found[name], flush=True)
+    content = {"model": "SmolLM2-135M-Instruct", "task": options.task, "rank": RANK,
+               "examples": SAMPLES, "ways": found}  # fmt: skip
+    print(write_result("real_foresight", content), flush=True)
+
+
+if __name__ == "__main__":
+    main()
