@@ -2,8 +2,9 @@
 
 `python benchmarks/evidence/real_foresight.py --task letter_jumble` scores the weight update of a
 whole full fine-tuning of SmolLM2-135M-Instruct as `hls` scores that of trials, then ranks by first
-gradients, by trials at the rate that they find and at higher ones, and writes
-`results/real_foresight_DATE.json`. What the choices are worth: `real_study.py`.
+gradients, by trials at the rate that they find, at higher ones and longer, and writes
+`results/real_foresight_DATE.json`, beside the ways that the newest such file holds. What the
+choices are worth: `real_study.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import Planner, full_modules
-from published import write_result
+from published import latest, write_result
 from real_study import BATCH, FINISHED, JOURNALS, RANK, SAMPLES, Clock, loaded, opened
 from real_tasks import FOLDER, MODELS
 from scipy.stats import spearmanr
@@ -30,7 +31,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "trials, rate 0.0003": {"movement": "trial", "trial_rate": 0.0003},
     "trials, rate 0.001": {"movement": "trial", "trial_rate": 0.001},
     "trials, rate 0.003": {"movement": "trial", "trial_rate": 0.003},
-}
+    "trials of 32 steps, rate 0.0003": {
+        "movement": "trial", "trial_rate": 0.0003, "trial_steps": 32, "batch_size": 8,
+    },
+    "trials of 32 steps, rate 0.001": {
+        "movement": "trial", "trial_rate": 0.001, "trial_steps": 32, "batch_size": 8,
+    },
+}  # fmt: skip
 
 
 def against(report: ScoreReport, finished: ScoreReport) -> dict[str, Any]:
@@ -58,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="letter_jumble")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--way", action="append", choices=tuple(WAYS), help="only this one")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of tasks and scores")
     parser.add_argument("--journals", type=Path, default=JOURNALS)
     options = parser.parse_args()
@@ -67,13 +75,14 @@ def main() -> None:
         steps=250, clock=Clock(ends=float("inf")),
     )  # fmt: skip
     finished = study.report(FINISHED)
-    rows, found = study.rows["train"][:SAMPLES], {}
-    for name, more in WAYS.items():
+    rows, before = study.rows["train"][:SAMPLES], latest("real_foresight")
+    found = before["ways"] if before.get("task") == options.task else {}
+    for name in options.way or WAYS:
         began = time.monotonic()
         try:
             report = hlscore.rank(
-                deepcopy(model), tokenizer, data=rows, samples=0, rank=RANK, batch_size=BATCH,
-                checkpointing=False, **more,
+                deepcopy(model), tokenizer, data=rows, samples=0, rank=RANK, checkpointing=False,
+                **{"batch_size": BATCH, **WAYS[name]},
             ).report  # fmt: skip
         except hlscore.HlscoreError as error:
             found[name] = {"error": str(error)}
