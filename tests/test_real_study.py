@@ -191,6 +191,10 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
     assert len(names) == len(set(names))
     by_arm = {line["arm"]: line for line in lines if "arm" in line}
     assert by_arm["full"]["full"] == by_arm["lora r=8"]["full"] == []
+    weights = [
+        row.n_params for row in study.read_report(folder / "scores" / "weights.parquet").candidates
+    ]
+    assert (len(weights), sum(weights)) == (14, by_arm["full"]["parameters"])
     for source in ("gradients", "trials"):
         choice = next(line for line in lines if line["name"] == f"choice hls of {source}")
         assert by_arm[f"hybrid hls of {source}"]["full"] == choice["modules"]

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from copy import deepcopy
 from typing import Any
 
 from arms import Planner, full_modules
 from published import write_result
-from real_study import BATCH, RANK, loaded
+from real_study import RANK, loaded, ranked
 from real_tasks import FOLDER, MODELS, read
 
-import hlscore
 from hlscore.records import ScoreReport
 from hlscore.settings.plan import GatedPairs
 
@@ -55,10 +53,9 @@ def main() -> None:
         reports, seconds = [], []
         for start in (0, examples):
             began = time.monotonic()
-            result = hlscore.rank(
-                deepcopy(model), tokenizer, data=rows[start : start + examples], samples=0,
-                rank=RANK, batch_size=BATCH, checkpointing=False, movement="trial", trials=trials,
-                trial_steps=steps,
+            result = ranked(
+                model, tokenizer, rows[start : start + examples], movement="trial",
+                trials=trials, trial_steps=steps,
             )  # fmt: skip
             reports.append(result.report)
             seconds.append(round(time.monotonic() - began))

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from arms import Planner, full_modules
 from published import latest, write_result
-from real_study import BATCH, FINISHED, JOURNALS, RANK, SAMPLES, Clock, loaded, opened
+from real_study import FINISHED, JOURNALS, RANK, SAMPLES, Clock, loaded, opened, ranked
 from real_tasks import FOLDER, MODELS
 from scipy.stats import spearmanr
 
@@ -80,10 +79,7 @@ def main() -> None:
     for name in options.way or WAYS:
         began = time.monotonic()
         try:
-            report = hlscore.rank(
-                deepcopy(model), tokenizer, data=rows, samples=0, rank=RANK, checkpointing=False,
-                **{"batch_size": BATCH, **WAYS[name]},
-            ).report  # fmt: skip
+            report = ranked(model, tokenizer, rows, **WAYS[name]).report
         except hlscore.HlscoreError as error:
             found[name] = {"error": str(error)}
         else:

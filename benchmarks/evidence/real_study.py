@@ -267,16 +267,15 @@ class RealStudy:
         return result.report
 
     def _ranked(self, source: str, rows: str) -> hlscore.RankResult:
-        start = {"first": 0, "second": SAMPLES}[rows]
-        data: Any = self.rows["train"][start : start + SAMPLES]
-        options: dict[str, Any] = {
-            "ranks": RANKS, "samples": 0, "batch_size": BATCH, "checkpointing": False,
-        }  # fmt: skip
         if source == WEIGHTS:
-            data, options = "none", {"score": "spectral"}
-        else:
-            options["movement"] = MOVEMENTS[source]
-        return hlscore.rank(deepcopy(self.base), self.tokenizer, data=data, rank=RANK, **options)
+            return hlscore.rank(
+                deepcopy(self.base), self.tokenizer, data="none", rank=RANK, score="spectral"
+            )
+        start = {"first": 0, "second": SAMPLES}[rows]
+        return ranked(
+            self.base, self.tokenizer, self.rows["train"][start : start + SAMPLES],
+            ranks=RANKS, movement=MOVEMENTS[source],
+        )  # fmt: skip
 
     def _finished(self) -> hlscore.RankResult:
         """Scores of a full fine-tuning at its best rate, with the seed that no table reports."""
@@ -312,6 +311,12 @@ def key_of(arm: Arm, trial: Trial) -> str:
 def device_name(device: torch.device) -> str:
     """What a training ran on."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def ranked(model: Any, tokenizer: Any, rows: Sequence[Row], **options: Any) -> hlscore.RankResult:
+    """Rank a copy of the base model by all of some examples, as the study does."""
+    settings = {"rank": RANK, "samples": 0, "batch_size": BATCH, "checkpointing": False}
+    return hlscore.rank(deepcopy(model), tokenizer, data=rows, **{**settings, **options})
 
 
 def encoded(rows: Sequence[Row], tokenizer: Any, model: Any) -> list[ProbeExample]:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from console import QUICK, UNFINISHED, Outcome, chat, hlscore, save_model, texts, write_rows
 from families import FAMILIES
+from newest import NEWEST
 from safetensors.torch import load_file, save_file
 from tokens import CHAT_TEMPLATE_WITHOUT_GENERATION, EOS, byte_tokenizer
 from transformers import AutoModelForCausalLM
@@ -132,7 +133,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("--svd", "x", "Use one of: auto, full, randomized."),
         ("--rank", "abc", "--rank is 'abc'."),
         ("--top", "-1", "--top is '-1'."),
-        ("--nonsense", "x", "No such option"),
+        pytest.param("--nonsense", "x", "No such option: --nonsense", marks=NEWEST),
         ("--value-power", "0.5", "--value-power is for plans with a rank for each module."),
         ("--ranks 2,4 --gated-pairs", "one", "--ranks and --gated-pairs are mutually exclusive."),
         ("--data builtin:new --split", "test", "builtin:new has one split."),
