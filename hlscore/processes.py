@@ -6,14 +6,15 @@ sums meet once per pass. Nothing is sent while batches run.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from hlscore.errors import EXIT_COULD_NOT_RUN, CaptureError
 
@@ -156,6 +157,19 @@ def joined() -> Iterator[Processes]:
     finally:
         if not own:
             distributed.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, one of several, at once: exit handlers run, the interpreter stays up.
+
+    A thread of gloo that lets go of a tensor while the interpreter goes down aborts its process
+    (pytorch/pytorch#190489); `torchrun` would then end the main one before it has written.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a closed pipe
+            stream.flush()
+    os._exit(code)
 
 
 def _end_with_launcher() -> None:

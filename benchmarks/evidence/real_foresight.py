@@ -16,27 +16,12 @@ from typing import Any
 
 from arms import Planner, full_modules
 from published import latest, write_result
-from real_study import FINISHED, JOURNALS, RANK, SAMPLES, Clock, loaded, opened, ranked
+from real_study import FINISHED, JOURNALS, RANK, SAMPLES, WAYS, Clock, loaded, opened, ranked
 from real_tasks import FOLDER, MODELS
 from scipy.stats import spearmanr
 
 import hlscore
 from hlscore.records import ScoreReport
-
-# Options of `rank` by what they stand for in the result.
-WAYS: dict[str, dict[str, Any]] = {
-    "gradients": {"movement": "gradient"},
-    "trials, rate found": {"movement": "trial"},
-    "trials, rate 0.0003": {"movement": "trial", "trial_rate": 0.0003},
-    "trials, rate 0.001": {"movement": "trial", "trial_rate": 0.001},
-    "trials, rate 0.003": {"movement": "trial", "trial_rate": 0.003},
-    "trials of 32 steps, rate 0.0003": {
-        "movement": "trial", "trial_rate": 0.0003, "trial_steps": 32, "batch_size": 8,
-    },
-    "trials of 32 steps, rate 0.001": {
-        "movement": "trial", "trial_rate": 0.001, "trial_steps": 32, "batch_size": 8,
-    },
-}  # fmt: skip
 
 
 def against(report: ScoreReport, finished: ScoreReport) -> dict[str, Any]:

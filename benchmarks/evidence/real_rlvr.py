@@ -26,9 +26,9 @@ from arms import Arm, Planner, full_modules, hybrid, seeded
 from datasets import Dataset
 from journal import Journal
 from real_study import (
-    MOVEMENTS,
     RANK,
     TUNING_SEED,
+    WAYS,
     Clock,
     TimeOverError,
     device_name,
@@ -48,7 +48,7 @@ from hlscore.artifacts.report import read_report, write_report
 from hlscore.records import ScoreReport
 from hlscore.rollouts.records import write_rollouts
 
-GRADIENTS, TRIALS = MOVEMENTS
+GRADIENTS, TRIALS, *_ = WAYS
 LONGEST_ANSWER = 24
 # Answers to each prompt when a model is measured.
 ANSWERS = 4
@@ -257,7 +257,7 @@ class RewardStudy:
             source,
             lambda: hlscore.rank(
                 deepcopy(self.base), self.tokenizer, rank=RANK, samples=0, checkpointing=False,
-                movement=MOVEMENTS[source], estimator="sketch", **options,
+                **WAYS[source], estimator="sketch", **options,
             ),
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,8 +74,22 @@ ARMS = (
     "hybrid random 0", "hybrid random 1", *(f"{name} r={RANK}" for name in BASELINES),
     *(f"{name} {EQUAL_SIZE}" for name in BASELINES),
 )  # fmt: skip
-# The name of the value of `movement` that gives each.
-MOVEMENTS = {GRADIENTS: "gradient", TRIALS: "trial"}
+# Ways to score before a training, and the options of `rank` that each stands for.
+WAYS: dict[str, dict[str, Any]] = {
+    GRADIENTS: {"movement": "gradient"},
+    TRIALS: {"movement": "trial"},
+    **{
+        f"{TRIALS}, rate {rate}": {"movement": "trial", "trial_rate": rate}
+        for rate in (0.0003, 0.001, 0.003)
+    },
+    **{
+        f"{TRIALS} of {steps} steps, rate {rate}": {
+            "movement": "trial", "trial_rate": rate, "trial_steps": steps,
+            "batch_size": SAMPLES // steps,
+        }
+        for steps in (32,) for rate in (0.0003, 0.001)
+    },
+}  # fmt: skip
 # As many modules as a tenth, all of one kind: which kind of matrix does LoRA serve worst?
 OF_ONE_KIND = {
     f"hybrid {kind} by hls of {TRIALS}": f".{kind}"
@@ -243,14 +257,14 @@ class RealStudy:
         """Scores of the base model, computed once.
 
         Args:
-            source: `gradients`, `trials`, `full fine-tuning`, or `weights` without any data.
+            source: Of `WAYS`, `full fine-tuning`, or `weights` without any data.
             rows: Which examples: the `first` ones or the `second` as many.
 
         Returns:
             The report.
         """
         name = WEIGHTS if source == WEIGHTS else f"{self.task}-{source}-{rows}"
-        path = self.folder / "scores" / f"{name.replace(' ', '-')}.parquet"
+        path = self.folder / "scores" / f"{name.replace(',', '').replace(' ', '-')}.parquet"
         if path.exists():
             return read_report(path)
         began = time.monotonic()
@@ -274,7 +288,7 @@ class RealStudy:
         start = {"first": 0, "second": SAMPLES}[rows]
         return ranked(
             self.base, self.tokenizer, self.rows["train"][start : start + SAMPLES],
-            ranks=RANKS, movement=MOVEMENTS[source],
+            ranks=RANKS, **WAYS[source],
         )  # fmt: skip
 
     def _finished(self) -> hlscore.RankResult:
@@ -420,7 +434,7 @@ def arm_named(study: RealStudy, name: str) -> Arm:
     modules = next((line["full"] for line in lines if line.get("arm") == name), ())
     scored: dict[str, tuple[str, GatedPairs]] = {
         GATE_OR_UP: (TRIALS, "one"), SCORED_AGAIN: (TRIALS, "both"),
-        BY_FINISHED: (FINISHED, "both"),
+        BY_FINISHED: (FINISHED, "both"), **{f"hybrid hls of {way}": (way, "both") for way in WAYS},
     }  # fmt: skip
     if not modules and name in scored:
         source, pairs = scored[name]

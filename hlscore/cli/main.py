@@ -23,7 +23,7 @@ from hlscore.cli.rank_command import rank
 from hlscore.cli.show_command import show
 from hlscore.cli.trained_commands import audit, extract_lora, merge
 from hlscore.cli.validate_command import validate
-from hlscore.processes import started_as
+from hlscore.processes import leave, started_as
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 # What typer raises for a command line that it cannot read.
@@ -90,7 +90,10 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 success, 1 check failed, 2 usage, 3 could not run."""
     # Job schedulers end jobs with SIGTERM: the same way out as Ctrl-C, with progress kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_run())
+    code = _run()
+    if started_as().size > 1:
+        leave(code)
+    sys.exit(code)
 
 
 def _run() -> int:

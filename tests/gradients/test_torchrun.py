@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -74,6 +75,32 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
         assert time.monotonic() < ends
         time.sleep(0.05)
     assert not (tmp_path / "out" / "plan.json").exists()
+
+
+ENDING = """
+import atexit, sys, threading
+import torch
+def busy():
+    numbers = torch.ones(100)
+    while True:
+        numbers + numbers
+threading.Thread(target=busy, daemon=True).start()
+atexit.register(print, "and its handlers ran")
+from hlscore.cli.main import main
+main()
+"""
+
+
+def test_a_process_of_several_ends_well_beside_threads_of_torch() -> None:
+    # One that takes the lock of the interpreter while that goes down aborts the process.
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, "--version"],
+        env=os.environ | ENVIRONMENT | {"WORLD_SIZE": "2", "RANK": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("hlscore ")
+    assert done.stdout.endswith("and its handlers ran\n")
 
 
 def test_shards_that_cannot_be_are_refused(tmp_path: Path) -> None:
