@@ -95,6 +95,8 @@ OF_ONE_KIND = {
     f"hybrid {kind} by hls of {TRIALS}": f".{kind}"
     for kind in ("gate_proj", "up_proj", "down_proj")
 }
+# As many of the largest matrices, from the last layer on, or from the first.
+FROM_AN_END = {f"hybrid largest of the {end} layers": end for end in ("last", "first")}
 
 
 class TimeOverError(Exception):
@@ -431,7 +433,7 @@ def arm_named(study: RealStudy, name: str) -> Arm:
         return peer(planner, method, int(rank))
     lines = lines_of(study.journal.path)
     whole, (name, _, alpha) = name, name.partition(", alpha ")
-    modules = next((line["full"] for line in lines if line.get("arm") == name), ())
+    modules: Sequence[str] = next((line["full"] for line in lines if line.get("arm") == name), ())
     scored: dict[str, tuple[str, GatedPairs]] = {
         GATE_OR_UP: (TRIALS, "one"), SCORED_AGAIN: (TRIALS, "both"),
         BY_FINISHED: (FINISHED, "both"), **{f"hybrid hls of {way}": (way, "both") for way in WAYS},
@@ -440,11 +442,17 @@ def arm_named(study: RealStudy, name: str) -> Arm:
         source, pairs = scored[name]
         plan = replace(planner, report=study.report(source)).scored("hls", gated_pairs=pairs)
         modules = full_modules(plan)
-    if not modules and name in OF_ONE_KIND:
+    if not modules and name in (*OF_ONE_KIND, *FROM_AN_END):
         report = study.report(TRIALS)
         rows = sorted(report.candidates, key=lambda row: -(row.hls or 0.0))
-        same = [row.module for row in rows if row.module.endswith(OF_ONE_KIND[name])]
-        modules = same[: len(full_modules(replace(planner, report=report).scored("hls")))]
+        if name in OF_ONE_KIND:
+            rows = [row for row in rows if row.module.endswith(OF_ONE_KIND[name])]
+        else:
+            most, first = max(row.n_params for row in rows), FROM_AN_END[name] == "first"
+            rows = [row for row in rows if row.n_params == most]
+            rows.sort(key=lambda row: (row.layer or 0) if first else -(row.layer or 0))
+        count = len(full_modules(replace(planner, report=report).scored("hls")))
+        modules = [row.module for row in rows[:count]]
     if not modules:
         raise ValueError(f"No arm of the study, and none of the journal's hybrids, is {name!r}.")
     return planner.chosen(whole, modules, alpha=int(alpha) if alpha else None)

@@ -67,6 +67,12 @@ def rank(
             f"{no_probes} runs in one process, and {process.size} were started.",
             hint="Start it without torchrun.",
         )
+    if settings.model.shard and process.size == 1:
+        with refused_unless(dry_run):
+            raise UsageError(
+                "--shard spreads the weights over several processes, and there is one.",
+                hint="Start it with torchrun --nproc-per-node N -m hlscore rank ...",
+            )
     folder = out or files.default_folder(settings.model.model)
     # The progress of several processes need not be on the disk of the first.
     if resume and process.size == 1 and not unfinished_runs(folder):

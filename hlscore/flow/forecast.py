@@ -101,7 +101,7 @@ def forecast(
         device=device,
         reserved_bytes=weight_bytes,
         itemsize=dtype.itemsize,
-        packed=settings.model.load_in is not None,
+        packed=settings.model.load_in is not None or settings.model.shard,
     )
     kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
     gradient_bytes = kept - choice.needs.activations

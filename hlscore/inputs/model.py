@@ -95,11 +95,6 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if processes.size == 1:
-        raise UsageError(
-            "--shard spreads the weights over several processes, and there is one.",
-            hint="Start it with torchrun --nproc-per-node N -m hlscore rank ...",
-        )
     device = resolve_device(settings.device)
     model, source = load_shape(settings)
     check_blocks_share_nothing(model, settings.model)

@@ -107,6 +107,10 @@ def test_shards_that_cannot_be_are_refused(tmp_path: Path) -> None:
     found = hlscore("rank", "builtin:tiny", *QUICK, "--shard", "-o", tmp_path / "out")
     assert found.code == 2
     assert "there is one" in found.message
+    dry = hlscore("rank", "builtin:tiny", *QUICK, "--shard", "--dry-run", "-o", tmp_path / "out")
+    assert dry.code == 0
+    assert "sharded weights hold no gradients" in dry.out
+    assert "would be refused: --shard" in dry.err
     done = together(tmp_path, "--shard", "--estimator", "exact", "-o", "out")
     assert done.returncode != 0
     assert "is sharded and can hold no gradient" in done.stderr
