@@ -40,6 +40,7 @@ def mixed_report(count: int = 30) -> ScoreReport:
     }
     silent = dict.fromkeys(("hls", "tail", "grad_norm", "rgn", "taylor", "random"))
     changes[2] |= silent | {"hls_curve": (0.0,) * 5, "tail_curve": (0.0,) * 5}
+    changes[11]["n_params"] = 4 * found.rows[11].n_params
     rows = tuple(replace(row, **changes.get(place, {})) for place, row in enumerate(found.rows))
     return replace(found, rows=order_rows(rows, SCORES["hls"], 4))
 

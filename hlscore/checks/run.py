@@ -67,6 +67,13 @@ def check_settings(settings: CheckSettings) -> None:
         find_rule(code)
 
 
+def contradiction(file: Path, plan: Plan) -> str:
+    """What does not add up in a plan that can be read, as a warning; empty where all does."""
+    case = Case(file=file, plan=plan, settings=CheckSettings())
+    found = [item.message for item in check_arithmetic(case) if item.level == "error"]
+    return f"'{file}': {found[0]} `hlscore check` lists all that is wrong." if found else ""
+
+
 def check_plan(file: Path, settings: CheckSettings) -> CheckResult:
     """Check a plan file against the rules that always apply and those that are asked for."""
     data = read_plan_bytes(file)

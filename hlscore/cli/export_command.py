@@ -9,7 +9,7 @@ from hlscore.artifacts.files import check_folder, write_files
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
 from hlscore.settings import option, refuse_both
-from hlscore.views.progress import status
+from hlscore.views.progress import status, warn
 
 _SUGGESTED = "the plan's suggestion"
 
@@ -49,6 +49,7 @@ def export(
     - `hlscore export plan.json --to seed-adapter -o seed/`
     """
     from hlscore.artifacts.plan_file import read_plan
+    from hlscore.checks.run import contradiction
     from hlscore.exporters.exporter import Export, find_exporter
     from hlscore.exporters.limits import check_limits
     from hlscore.exporters.limits import nearest as nearest_plan
@@ -66,6 +67,7 @@ def export(
         )
     exporter = find_exporter(to)
     asked = read_plan(plan)
+    warn(contradiction(plan, asked))
     changes: tuple[str, ...] = ()
     if nearest:
         asked, changes = nearest_plan(asked, exporter.limits)

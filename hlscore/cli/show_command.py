@@ -50,7 +50,9 @@ def show(
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.plan_file import read_artifact
     from hlscore.artifacts.selection import columns_of, find_column, find_module, matching, ordered
+    from hlscore.checks.run import contradiction
     from hlscore.views import show as view
+    from hlscore.views.progress import warn
 
     if module is not None:
         tables = {"--sort": sort, "--reverse": reverse or None, "--columns": columns, "--top": top}
@@ -63,6 +65,7 @@ def show(
         of_scores = "is for a scores.parquet, not a plan."
         _refuse({"--status": filters.status}, of_scores, "--mode filters the modules of a plan.")
         _refuse({"--columns": columns}, of_scores, "--json prints every field of its modules.")
+        warn(contradiction(file, artifact))
         every = artifact.modules
     else:
         of_plans = "is for a plan.json, not for scores."

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from broken_plans import made, put, write
 from console import hlscore
 from reports import report
 from shown import (
@@ -297,3 +298,17 @@ def test_files_that_are_none_of_ours_give_one_clear_line(tmp_path: Path) -> None
             assert str(path) in line
             assert said in line, line
             assert len(line) < len(str(path)) + 200
+
+
+def test_a_plan_that_does_not_add_up_is_shown_and_exported_with_a_warning(tmp_path: Path) -> None:
+    document = made()
+    plan = write(document, tmp_path / "plan.json")
+    csv = tmp_path / "plan.csv"
+    commands = (("show", plan), ("export", plan, "--to", "csv", "--force", "-o", csv))
+    for command in commands:
+        assert hlscore(*command).err == ""
+    write(put(document, ("totals", "full_modules"), 7), plan)
+    for command in commands:
+        done = hlscore(*command)
+        assert done.code == 0
+        assert "'totals.full_modules' is 7; the modules give 3. `hlscore check` lists" in done.err
