@@ -10,13 +10,23 @@ choices are worth: `real_study.py`.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from arms import Planner, full_modules
 from published import latest, write_result
-from real_study import FINISHED, JOURNALS, RANK, SAMPLES, WAYS, Clock, loaded, opened, ranked
+from real_study import (
+    FINISHED,
+    JOURNALS,
+    RANK,
+    SAMPLES,
+    WAYS,
+    Clock,
+    arm_named,
+    loaded,
+    opened,
+)
 from real_tasks import FOLDER, MODELS
 from scipy.stats import spearmanr
 
@@ -29,19 +39,22 @@ def against(report: ScoreReport, finished: ScoreReport) -> dict[str, Any]:
     rows = {row.module: row for row in report.candidates}
     pairs = [(rows[row.module], row) for row in finished.candidates]
     most = max(row.n_params for row in finished.candidates)
-    found = [
-        set(full_modules(Planner(report=each, rank=RANK).scored("hls")))
-        for each in (report, finished)
-    ]
+    found = [tenth(report), tenth(finished)]
 
     def order(largest: bool) -> float:
         kept = [pair for pair in pairs if not largest or pair[1].n_params == most]
         return round(float(spearmanr([a.hls for a, _ in kept], [b.hls for _, b in kept])[0]), 3)
 
     return {
-        "common": len(found[0] & found[1]), "of": len(found[1]), "spearman": order(False),
+        "common": len({*found[0]} & {*found[1]}), "of": len(found[1]), "spearman": order(False),
         "spearman_of_the_largest": order(True),
+        "mean_layer": round(mean(rows[name].layer or 0 for name in found[0]), 1),
     }  # fmt: skip
+
+
+def tenth(report: ScoreReport) -> tuple[str, ...]:
+    """The modules that `hls` alone would train in full."""
+    return full_modules(Planner(report=report, rank=RANK).scored("hls"))
 
 
 def main() -> None:
@@ -59,20 +72,21 @@ def main() -> None:
         steps=250, clock=Clock(ends=float("inf")),
     )  # fmt: skip
     finished = study.report(FINISHED)
-    rows, before = study.rows["train"][:SAMPLES], latest("real_foresight")
+    before = latest("real_foresight")
     found = before["ways"] if before.get("task") == options.task else {}
     for name in options.way or WAYS:
-        began = time.monotonic()
         try:
-            report = ranked(model, tokenizer, rows, **WAYS[name]).report
+            report = study.report(name)
         except hlscore.HlscoreError as error:
             found[name] = {"error": str(error)}
         else:
             found[name] = {
                 **against(report, finished), "rate": report.run.trial_rate,
-                "notes": report.run.notes, "seconds": round(time.monotonic() - began),
+                "notes": report.run.notes, "seconds": round(report.run.wall_seconds),
             }  # fmt: skip
         print(name, found[name], flush=True)
+    last = set(arm_named(study, "hybrid largest of the last layers").full) & {*tenth(finished)}
+    found["the largest of the last layers"] = {"common": len(last)}
     content = {"model": "SmolLM2-135M-Instruct", "task": options.task, "rank": RANK,
                "examples": SAMPLES, "ways": found}  # fmt: skip
     print(write_result("real_foresight", content), flush=True)

@@ -74,7 +74,8 @@ ARMS = (
     "hybrid random 0", "hybrid random 1", *(f"{name} r={RANK}" for name in BASELINES),
     *(f"{name} {EQUAL_SIZE}" for name in BASELINES),
 )  # fmt: skip
-# Ways to score before a training, and the options of `rank` that each stands for.
+# Ways to score before a training, and the options of `rank` that each stands for; `examples` are
+# `SAMPLES` unless told otherwise.
 WAYS: dict[str, dict[str, Any]] = {
     GRADIENTS: {"movement": "gradient"},
     TRIALS: {"movement": "trial"},
@@ -83,11 +84,17 @@ WAYS: dict[str, dict[str, Any]] = {
         for rate in (0.0003, 0.001, 0.003)
     },
     **{
-        f"{TRIALS} of {steps} steps, rate {rate}": {
-            "movement": "trial", "trial_rate": rate, "trial_steps": steps,
-            "batch_size": SAMPLES // steps,
+        f"{TRIALS} of 32 steps, rate {rate}": {
+            "movement": "trial", "trial_rate": rate, "trial_steps": 32
         }
-        for steps in (32,) for rate in (0.0003, 0.001)
+        for rate in (0.0003, 0.001)
+    },
+    **{
+        f"2 {TRIALS} of 128 steps, {examples} examples, rate {rate}": {
+            "movement": "trial", "trial_rate": rate, "trial_steps": 128, "trials": 2,
+            "examples": examples,
+        }
+        for examples, rate in ((256, 0.001), (512, 0.001), (512, 0.0003))
     },
 }  # fmt: skip
 # As many modules as a tenth, all of one kind: which kind of matrix does LoRA serve worst?
@@ -287,10 +294,12 @@ class RealStudy:
             return hlscore.rank(
                 deepcopy(self.base), self.tokenizer, data="none", rank=RANK, score="spectral"
             )
-        start = {"first": 0, "second": SAMPLES}[rows]
+        options = dict(WAYS[source])
+        examples = options.pop("examples", SAMPLES)
+        start = {"first": 0, "second": examples}[rows]
         return ranked(
-            self.base, self.tokenizer, self.rows["train"][start : start + SAMPLES],
-            ranks=RANKS, **WAYS[source],
+            self.base, self.tokenizer, self.rows["train"][start : start + examples],
+            ranks=RANKS, **options,
         )  # fmt: skip
 
     def _finished(self) -> hlscore.RankResult:

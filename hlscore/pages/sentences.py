@@ -28,6 +28,7 @@ _BASELINES = {
     "random": "a random choice, stratified by kind and size",
     "largest": "the largest modules",
     "random-largest": "a random choice among the largest modules",
+    "last-layers": "the largest modules of the last layers",
     "all-lora": "LoRA on every module",
     "all-full": "every module in full",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,8 +24,9 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
     nearest to what the plan of the score trains. `random` trains as much in full as that plan, in
     the order of the stratified control; where the plan has ranks of its own, its modes and ranks
     are drawn anew among modules of one kind and size, which costs exactly the same. `largest`
-    trains as much in full as the plan in order of size, `random-largest` draws among modules of
-    the largest sizes. `all-lora` and `all-full` treat every candidate alike, whatever the budget.
+    trains as much in full as the plan in order of size; of the modules of the largest sizes, as few
+    sizes as hold that many, `random-largest` draws some, and `last-layers` takes those of the last
+    layers. `all-lora` and `all-full` treat every candidate alike, whatever the budget.
     Locks hold; weights that are tied stay frozen where LoRA is meant, and modules that the loss
     never reaches everywhere.
     """
@@ -62,12 +63,13 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
     elif baseline == "largest":
         order = by_size(rows, seed)
     else:
-        # As many as the plan has come from as few of the largest sizes as hold that many.
         count = sum(len(group) for group, full in zip(groups, in_full, strict=True) if full)
-        sizes = sorted((row.n_params for row in rows), reverse=True)
-        smallest = sizes[max(count, 1) - 1]
-        order = _draws(rows, f"{seed}:largest")
-        order = {row.module: order[row.module] + (row.n_params >= smallest) for row in rows}
+        draws = _draws(rows, f"{seed}:largest")
+        order = (
+            by_depth(rows, seed, count)
+            if baseline == "last-layers"
+            else _largest_first(rows, draws, count)
+        )
     chosen = np.zeros(len(groups), dtype=np.bool_)
     chosen[fill_by(order, rows, groups, given.costs, int(given.costs[in_full].sum()))] = True
     return Solution(choices=given.with_full(chosen))
@@ -77,6 +79,29 @@ def by_size(rows: Sequence[Matrix], seed: int) -> dict[str, float]:
     """Size of each module plus a seeded draw below 1, so that no score orders those of one size."""
     numbers = _draws(rows, f"{seed}:size")
     return {row.module: row.n_params + numbers[row.module] for row in rows}
+
+
+def by_depth(rows: Sequence[Matrix], seed: int, count: int) -> dict[str, float]:
+    """Layer of each module plus a seeded draw below 1, modules of the largest sizes first.
+
+    Args:
+        count: So many modules are of those sizes at least.
+    """
+    numbers = _draws(rows, f"{seed}:depth")
+    depths = {
+        row.module: numbers[row.module] + (-1 if row.layer is None else row.layer) for row in rows
+    }
+    return _largest_first(rows, depths, count)
+
+
+def _largest_first(
+    rows: Sequence[Matrix], order: Mapping[str, float], count: int
+) -> dict[str, float]:
+    """An order in which modules of the largest sizes, of as few as hold `count`, come first."""
+    sizes = sorted((row.n_params for row in rows), reverse=True)
+    smallest = sizes[min(max(count, 1), len(sizes)) - 1]
+    ahead = 1 + max(order.values()) - min(order.values())
+    return {row.module: order[row.module] + ahead * (row.n_params >= smallest) for row in rows}
 
 
 def _draws(rows: Sequence[Matrix], seed: str) -> dict[str, float]:

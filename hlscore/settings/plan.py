@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 from hlscore.errors import UsageError
 from hlscore.settings.option import changed, check, flag_of, option, refuse_both, require
 
-Baseline = Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"]
+Baseline = Literal[
+    "lora-matched", "random", "largest", "random-largest", "last-layers", "all-lora", "all-full"
+]
 GatedPairs = Literal["auto", "one", "both"]
 Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum"]
 Master = Literal["fp32", "bf16"]
@@ -118,7 +120,7 @@ class PlanSettings:
     baseline: Baseline | None = option(
         None,
         "Write a plan to compare with instead: LoRA of equal size, a random choice, the "
-        "largest modules, LoRA or full everywhere.",
+        "largest modules, those of the last layers, LoRA or full everywhere.",
     )
     memory: MemorySettings = field(default_factory=MemorySettings)
 

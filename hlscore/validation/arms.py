@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import fill_by
-from hlscore.planning.baselines import by_size, nearest_rank, shuffled
+from hlscore.planning.baselines import by_depth, by_size, nearest_rank, shuffled
 from hlscore.planning.memory import Choice, Mode
 from hlscore.planning.parts import choice_of, revise
 from hlscore.planning.problem import groups_of, uniform_choice
@@ -17,7 +17,7 @@ from hlscore.records import Matrix, tied_modules
 from hlscore.scores.rows import stratified_scores
 
 LORA, MATCHED, RSLORA = "lora", "matched", "rslora"
-RANDOM, LARGEST, PLAN, FULL = "random", "largest", "plan", "full"
+RANDOM, LARGEST, LAST, PLAN, FULL = "random", "largest", "last_layers", "plan", "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,8 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     order of a control that is stratified by kind and size, as long as they fit into what the plan
     trains in full; of a plan with a rank for each module it draws modes and ranks anew among
     modules of one kind and size. `largest` trains the largest modules in full, as many parameters
-    as the plan; plans of ranks have no such baseline.
+    as the plan, `last_layers` those of the largest sizes in the last layers; plans of ranks have no
+    such baselines.
     """
     if not plan.totals.full_modules and not plan.lora.ranks:
         raise UsageError(
@@ -92,6 +93,8 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
         }
         largest = with_full(_filling(rows, by_size(rows, plan.provenance.seed), budget))
         arms[LARGEST] = dict.fromkeys(seeds, largest)
+        depths = by_depth(rows, plan.provenance.seed, plan.totals.full_modules)
+        arms[LAST] = dict.fromkeys(seeds, with_full(_filling(rows, depths, budget)))
     arms[PLAN] = dict.fromkeys(seeds, plan)
     if full:
         arms[FULL] = dict.fromkeys(seeds, uniform("full", plan.lora.rank))

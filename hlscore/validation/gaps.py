@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.validation.arms import FULL, LARGEST, LORA, MATCHED, PLAN, RANDOM, RSLORA
+from hlscore.validation.arms import FULL, LARGEST, LAST, LORA, MATCHED, PLAN, RANDOM, RSLORA
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
@@ -19,7 +19,7 @@ FEW_SEEDS = 5
 FEW_STEPS = 20
 _RIVALS = {
     MATCHED: "LoRA of equal size", RSLORA: "rsLoRA of equal size", RANDOM: "a random choice",
-    LARGEST: "the largest modules",
+    LARGEST: "the largest modules", LAST: "the largest modules of the last layers",
 }  # fmt: skip
 # What to train instead of the plan, where it is better.
 _ADAPTERS_ONLY = {

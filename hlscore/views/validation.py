@@ -24,6 +24,7 @@ _LABELS = {
     "rslora": "rsLoRA of equal size",
     "random": "random choice",
     "largest": "largest modules",
+    "last_layers": "last layers",
     "plan": "the plan",
     "full": "full",
 }

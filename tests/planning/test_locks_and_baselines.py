@@ -179,6 +179,19 @@ def test_draws_among_the_largest_take_no_smaller_module() -> None:
     assert full(plan(other, baseline="random-largest")) != full(drawn)
 
 
+def test_the_last_layers_are_a_baseline_of_the_largest_modules_from_the_end() -> None:
+    report = reports.report(42)
+    last = plan(report, baseline="last-layers")
+    sizes = sorted((row.n_params for row in report.candidates), reverse=True)
+    smallest = sizes[len(last.full) - 1]
+    assert len(last.full) == plan(report).totals.full_modules
+    assert min(item.n_params for item in last.full) >= smallest
+    left = [item for item in last.modules if item.mode != "full" and item.n_params >= smallest]
+    assert left
+    assert min(item.layer or 0 for item in last.full) >= max(item.layer or 0 for item in left)
+    assert plan(report, baseline="last-layers").modules == last.modules
+
+
 def test_a_least_rank_leaves_no_module_frozen() -> None:
     report = reports.report(21)
     free = plan(report, ranks=(2, 4, 8), budget="0.05p")

@@ -34,7 +34,7 @@ from hlscore.views.validation import print_validation
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
 BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
-ARMS = ("lora", "matched", "rslora", "random", "largest", "plan", "full")
+ARMS = ("lora", "matched", "rslora", "random", "largest", "last_layers", "plan", "full")
 Tried = tuple[Outcome, dict[str, Any]]
 # What each training of `tried` came to.
 OUTCOMES: dict[Training, training.Outcome] = {}
@@ -120,7 +120,7 @@ def test_the_file_has_every_figure_and_the_verdict_stands_first(desk: Path, trie
         assert arm["loss"]["value"] == pytest.approx(sum(curve[-1] for curve in seeds) / 2)
         assert arm["loss"]["low"] <= arm["loss"]["value"] <= arm["loss"]["high"]
         # A hybrid has two rates of its own, full fine-tuning and LoRA alone have one.
-        both = name in ("random", "largest", "plan")
+        both = name in ("random", "largest", "last_layers", "plan")
         assert len(arm["rate_factors"]) == (5 if both else 3)
         for tried_rates in arm["rate_factors"]:
             assert (tried_rates["full_factor"] is None) == (name in ("lora", "matched", "rslora"))
@@ -152,7 +152,8 @@ def test_the_file_has_every_figure_and_the_verdict_stands_first(desk: Path, trie
     assert lines[: len(content["verdict"])] == content["verdict"]
     assert sizes["rslora"] == sizes["matched"]
     for label in (
-        "LoRA", "LoRA of equal size", "rsLoRA of equal size", "random choice", "the plan", "full"
+        "LoRA", "LoRA of equal size", "rsLoRA of equal size", "random choice", "last layers",
+        "the plan", "full",
     ):  # fmt: skip
         assert sum(line.startswith(f"{label} ") for line in lines) >= 2, label
     assert "2 seeds are few" in found.out
@@ -216,13 +217,13 @@ def test_a_loss_that_rounds_to_the_same_is_no_change(desk: Path, tried: Tried) -
 def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     found = validate(desk, desk / "dry", "--dry-run", "--json")
     content = json.loads(found.out)
-    assert (content["fewest_trainings"], content["most_trainings"]) == (41, 91)
+    assert (content["fewest_trainings"], content["most_trainings"]) == (48, 108)
     assert [arm["name"] for arm in content["arms"]] == list(ARMS)
     assert content["seconds_per_training"] > 0
     assert not (desk / "dry").exists()
     assert "no unfinished run" in validate(desk, desk / "dry", "--dry-run", "--resume").message
     shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
-    assert shown.out.startswith("36 to 81 trainings of 3 steps")
+    assert shown.out.startswith("43 to 98 trainings of 3 steps")
     assert " MiB" in shown.out
     assert "BB" not in shown.out
 

@@ -36,8 +36,12 @@ def with_ranks(plan: Plan, ranks: list[int]) -> Plan:
 
 def test_arms_are_what_they_say() -> None:
     found = arms()
-    assert list(found) == ["lora", "matched", "rslora", "random", "largest", "plan", "full"]
+    names = ["lora", "matched", "rslora", "random", "largest", "last_layers", "plan", "full"]
+    assert list(found) == names
     plan = found["plan"].plans[0]
+    last = found["last_layers"].plans[0]
+    assert {item.layer for item in last.full} == {max(item.layer or 0 for item in plan.modules)}
+    assert last.totals.full_params <= plan.totals.full_params
     assert {item.mode for item in found["lora"].plans[0].modules} == {"lora"}
     assert {item.rank for item in found["lora"].plans[0].modules} == {plan.lora.rank}
     assert {item.mode for item in found["full"].plans[0].modules} == {"full"}
