@@ -90,11 +90,14 @@ WAYS: dict[str, dict[str, Any]] = {
         for rate in (0.0003, 0.001)
     },
     **{
-        f"2 {TRIALS} of 128 steps, {examples} examples, rate {rate}": {
-            "movement": "trial", "trial_rate": rate, "trial_steps": 128, "trials": 2,
+        f"{trials} {TRIALS} of {steps} steps, {examples} examples, rate {rate}": {
+            "movement": "trial", "trial_rate": rate, "trial_steps": steps, "trials": trials,
             "examples": examples,
         }
-        for examples, rate in ((256, 0.001), (512, 0.001), (512, 0.0003))
+        for trials, steps, examples, rate in (
+            (2, 128, 256, 0.001), (2, 128, 512, 0.001), (2, 128, 512, 0.0003),
+            (4, 64, 512, 0.0003),
+        )
     },
 }  # fmt: skip
 # As many modules as a tenth, all of one kind: which kind of matrix does LoRA serve worst?
