@@ -19,6 +19,7 @@ from published import latest, write_result
 from real_study import (
     FINISHED,
     JOURNALS,
+    LAST_LAYERS,
     RANK,
     SAMPLES,
     WAYS,
@@ -85,7 +86,7 @@ def main() -> None:
                 "notes": report.run.notes, "seconds": round(report.run.wall_seconds),
             }  # fmt: skip
         print(name, found[name], flush=True)
-    last = set(arm_named(study, "hybrid largest of the last layers").full) & {*tenth(finished)}
+    last = set(arm_named(study, LAST_LAYERS).full) & {*tenth(finished)}
     found["the largest of the last layers"] = {"common": len(last)}
     content = {"model": "SmolLM2-135M-Instruct", "task": options.task, "rank": RANK,
                "examples": SAMPLES, "ways": found}  # fmt: skip

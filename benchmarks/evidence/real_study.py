@@ -40,7 +40,7 @@ from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample
 from hlscore.records import ScoreReport
 from hlscore.settings import CaptureSettings, DataSettings
-from hlscore.settings.plan import GatedPairs
+from hlscore.settings.plan import GatedPairs, PlanSettings
 
 RANK = 8
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -105,8 +105,8 @@ OF_ONE_KIND = {
     f"hybrid {kind} by hls of {TRIALS}": f".{kind}"
     for kind in ("gate_proj", "up_proj", "down_proj")
 }
-# As many of the largest matrices, from the last layer on, or from the first.
-FROM_AN_END = {f"hybrid largest of the {end} layers": end for end in ("last", "first")}
+# As many of the largest matrices, from the last layer on: the baseline `last-layers`.
+LAST_LAYERS = "hybrid largest of the last layers"
 
 
 class TimeOverError(Exception):
@@ -454,17 +454,14 @@ def arm_named(study: RealStudy, name: str) -> Arm:
         source, pairs = scored[name]
         plan = replace(planner, report=study.report(source)).scored("hls", gated_pairs=pairs)
         modules = full_modules(plan)
-    if not modules and name in (*OF_ONE_KIND, *FROM_AN_END):
+    if not modules and name == LAST_LAYERS:
+        settings = PlanSettings(rank=RANK, gated_pairs="both", baseline="last-layers")
+        modules = full_modules(replace(planner, report=study.report(TRIALS)).plan(settings))
+    if not modules and name in OF_ONE_KIND:
         report = study.report(TRIALS)
         rows = sorted(report.candidates, key=lambda row: -(row.hls or 0.0))
-        if name in OF_ONE_KIND:
-            rows = [row for row in rows if row.module.endswith(OF_ONE_KIND[name])]
-        else:
-            most, first = max(row.n_params for row in rows), FROM_AN_END[name] == "first"
-            rows = [row for row in rows if row.n_params == most]
-            rows.sort(key=lambda row: (row.layer or 0) if first else -(row.layer or 0))
-        count = len(full_modules(replace(planner, report=report).scored("hls")))
-        modules = [row.module for row in rows[:count]]
+        same = [row.module for row in rows if row.module.endswith(OF_ONE_KIND[name])]
+        modules = same[: len(full_modules(replace(planner, report=report).scored("hls")))]
     if not modules:
         raise ValueError(f"No arm of the study, and none of the journal's hybrids, is {name!r}.")
     return planner.chosen(whole, modules, alpha=int(alpha) if alpha else None)

@@ -64,12 +64,10 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
         order = by_size(rows, seed)
     else:
         count = sum(len(group) for group, full in zip(groups, in_full, strict=True) if full)
-        draws = _draws(rows, f"{seed}:largest")
-        order = (
-            by_depth(rows, seed, count)
-            if baseline == "last-layers"
-            else _largest_first(rows, draws, count)
-        )
+        if baseline == "last-layers":
+            order = by_depth(rows, seed, count)
+        else:
+            order = _largest_first(rows, _draws(rows, f"{seed}:largest"), count)
     chosen = np.zeros(len(groups), dtype=np.bool_)
     chosen[fill_by(order, rows, groups, given.costs, int(given.costs[in_full].sum()))] = True
     return Solution(choices=given.with_full(chosen))

@@ -78,7 +78,7 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
 
 
 ENDING = """
-import atexit, sys, threading
+import atexit, threading
 import torch
 def busy():
     numbers = torch.ones(100)
