@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,6 +26,8 @@ Item = TypeVar("Item")
 
 _BUCKET_NUMBERS = 2**26
 _WATCH_SECONDS = 1.0
+# How long the main process may need to find the error that this one has found.
+_MAIN_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +160,15 @@ def joined() -> Iterator[Processes]:
     finally:
         if not own:
             distributed.destroy_process_group()
+
+
+def wait_for_main() -> None:
+    """Wait for `torchrun` to end this process because the main one has failed, which says why.
+
+    Were this one the first to end, `torchrun` would end the main one before it has spoken.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_MAIN_SECONDS)
 
 
 def leave(code: int) -> NoReturn:

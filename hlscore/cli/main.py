@@ -23,7 +23,7 @@ from hlscore.cli.rank_command import rank
 from hlscore.cli.show_command import show
 from hlscore.cli.trained_commands import audit, extract_lora, merge
 from hlscore.cli.validate_command import validate
-from hlscore.processes import leave, started_as
+from hlscore.processes import leave, started_as, wait_for_main
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 # What typer raises for a command line that it cannot read.
@@ -118,7 +118,9 @@ def _end_with(error: Any) -> int:
     if isinstance(error, errors.HlscoreError):
         message, hint, code = error.message, error.hint, error.exit_code
         everywhere = (errors.UsageError, errors.ModelError, errors.DataError)
-        if isinstance(error, everywhere) and not started_as().is_main:
+        if isinstance(error, (*everywhere, errors.Interrupted)) and not started_as().is_main:
+            if isinstance(error, everywhere):
+                wait_for_main()
             return code  # the main process prints it
     elif isinstance(error, _ParsingError):
         if type(error).__name__ == "NoArgsIsHelpError":
