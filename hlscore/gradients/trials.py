@@ -12,9 +12,10 @@ random walk that an adaptive optimizer makes of noise does not repeat, so it ave
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -41,6 +42,7 @@ _ATTEMPTS = 3
 
 # Sequences with log-probabilities of the base model, where a loss compares with them.
 References = Mapping[ProbeExample, ProbeExample]
+Result = TypeVar("Result")
 
 
 class DivergedError(Exception):
@@ -172,9 +174,13 @@ class TrialRun(Run):
         train, test = units[0][:size], units[-1][:size]
         steps = min(_SEARCH_STEPS, self.settings.trial_steps)
         self.progress.start("finding the learning rate", MOST_TRIES, "tries")
-        references = self._references(test)
+        references = self._halving(lambda: self._references(test))
+
+        def measured() -> float:
+            return self._halving(lambda: self._measured(test, references))
+
         try:
-            before = self._measured(test, references)
+            before = measured()
         except DivergedError as error:
             raise CaptureError(
                 "The loss is not finite with the base weights.",
@@ -187,7 +193,7 @@ class TrialRun(Run):
             if rate not in gains:
                 try:
                     self._train(train, rate, steps, trial=-1)
-                    gained = before - self._measured(test, references)
+                    gained = before - measured()
                 except DivergedError:
                     gained = -math.inf
                 finally:
@@ -253,7 +259,9 @@ class TrialRun(Run):
         """
         before, steps = self.state, min(steps, len(units))
         warm_up = max(1, round(_WARM_UP_SHARE * steps))
-        while True:
+
+        def train() -> None:
+            self.state = replace(before, batch_size=self.state.batch_size)
             self._optimizer.restart(self.seed + trial + 1)
             try:
                 references = self._references(units)
@@ -263,25 +271,24 @@ class TrialRun(Run):
                     self._step(part, references, at_base=step == 0 and trial >= 0)
                     if trial >= 0:
                         self.progress.advance(_tokens(part))
-                return
             except BatchTooLargeError:
                 self._restore()
-            self.state = replace(before, batch_size=max(1, self.state.batch_size // 2))
-            empty_cache()
+                raise
+
+        self._halving(train)
 
     def _step(self, units: Sequence[ProbeUnit], references: References, *, at_base: bool) -> None:
         """Take one optimizer step: this process runs its share of the units both ways."""
         size, scale = self._size(units), loss_scale(self.model)
         batches = cut(self.processes.share(units), self._units_per_batch(units))
-        failure: type[Exception] | None = None
-        try:
+
+        def pass_both_ways() -> None:
             for number, batch in enumerate(batches, start=1):
                 share = self._size(batch) / size if size else 0.0
                 self._optimizer.begin_part(share / scale, last=number == len(batches))
                 loss, passed = self._mean_loss(batch, references)
                 if not math.isfinite(float(loss.detach())):
-                    failure = DivergedError
-                    break
+                    raise DivergedError
                 self.backward(loss * scale)
                 if at_base:
                     self.state = replace(
@@ -289,16 +296,44 @@ class TrialRun(Run):
                         loss=self.state.loss - float(passed.log_probs.detach().sum()),
                         tokens=self.state.tokens + float(passed.counted.sum()),
                     )
+
+        # Every process learns how the others fared before they add their gradients up.
+        self._in_all(pass_both_ways)
+        self._optimizer.end_step()
+
+    def _in_all(self, work: Callable[[], Result]) -> Result:
+        """Do a piece of work; where it fails in one process, it fails in all.
+
+        Raises:
+            BatchTooLargeError: A batch of several does not fit the memory.
+            DivergedError: A loss is not finite.
+        """
+        result: list[Result] = []
+        failure: type[Exception] | None = None
+        try:
+            result.append(work())
+        except DivergedError:
+            failure = DivergedError
         except RuntimeError as error:
             if not is_out_of_memory(error) or self.state.batch_size == 1:
                 raise
             failure = BatchTooLargeError
-        # Every process learns how the others fared before they add their gradients up.
         failures = self.processes.gather(failure)
         for kind in (BatchTooLargeError, DivergedError):
             if kind in failures:
                 raise kind
-        self._optimizer.end_step()
+        return result[0]
+
+    def _halving(self, work: Callable[[], Result]) -> Result:
+        """Do a piece of work, and again with half the batch for as long as one does not fit."""
+        while True:
+            try:
+                return work()
+            except BatchTooLargeError:
+                # Outside this clause: the error holds the tensors of the failed try.
+                smaller = max(1, self.state.batch_size // 2)
+            self.state = replace(self.state, batch_size=smaller)
+            empty_cache()
 
     def _mean_loss(
         self, units: Sequence[ProbeUnit], references: References
@@ -318,31 +353,40 @@ class TrialRun(Run):
 
     @torch.no_grad()
     def _measured(self, units: Sequence[ProbeUnit], references: References) -> float:
-        """Mean loss of held-out units."""
-        size, total = self._size(units), 0.0
-        for part in cut(units, self._units_per_batch(units)):
-            total += float(self._mean_loss(part, references)[0]) * self._size(part) / size
-        if not math.isfinite(total):
-            raise DivergedError
-        return total
+        """Mean loss of held-out units; raises what `_in_all` does."""
+        size = self._size(units)
+
+        def mean() -> float:
+            total = 0.0
+            for part in cut(units, self._units_per_batch(units)):
+                total += float(self._mean_loss(part, references)[0]) * self._size(part) / size
+            if not math.isfinite(total):
+                raise DivergedError
+            return total
+
+        return self._in_all(mean)
 
     @torch.no_grad()
     def _references(self, units: Sequence[ProbeUnit]) -> References:
         """Sequences with log-probabilities of the base model, where a loss compares with them.
 
         Those of preference pairs are always the base model's; completions whose sampling policy
-        is known keep its own.
+        is known keep its own. Raises what `_in_all` does.
         """
         preference = self.objective.objective == "dpo"
         if self.objective.objective == "sft":
             return {}
-        found = {}
         wanted = [item for item in _sequences(units) if preference or not item.old_log_probs]
-        for part in cut(wanted, self.state.batch_size):
-            passed = self.forward(part)
-            for item, row, places in zip(part, passed.log_probs, passed.counted, strict=True):
-                found[item] = replace(item, old_log_probs=tuple(row[places].tolist()))
-        return found
+
+        def passed_forward() -> References:
+            found = {}
+            for part in cut(wanted, self.state.batch_size):
+                passed = self.forward(part)
+                for item, row, places in zip(part, passed.log_probs, passed.counted, strict=True):
+                    found[item] = replace(item, old_log_probs=tuple(row[places].tolist()))
+            return found
+
+        return self._in_all(passed_forward)
 
     def _size(self, units: Sequence[ProbeUnit]) -> float:
         """What the summed loss of units is divided by: pairs, or weighed tokens."""

@@ -150,8 +150,19 @@ def test_scores_are_those_of_a_training_written_out(optimizer: str, estimator: s
             assert row.hls_share == pytest.approx(share, rel=tolerance, abs=250 * tolerance)
 
 
-def test_preference_trials_compare_with_the_base_model() -> None:
-    model = FAMILIES["llama"].build()
+@pytest.mark.parametrize("fitting", [8, 2])
+def test_preference_trials_compare_with_the_base_model(
+    fitting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only so many sequences fit the memory, less than a batch."""
+    model, real = FAMILIES["llama"].build(), TrialRun.forward
+
+    def short(self: TrialRun, examples: Any) -> Any:
+        if len(examples) > fitting:
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, examples)
+
+    monkeypatch.setattr(TrialRun, "forward", short)
     rows = [
         {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
         for row, other in zip(EXAMPLES.rows, EXAMPLES.rows[1:], strict=False)
@@ -197,20 +208,21 @@ def test_batch_size_does_not_change_trials() -> None:
         assert_near(scored("llama", EXAMPLES, options(batch_size=size)), expected)
 
 
-@pytest.mark.parametrize("rate", [RATE, None])
+@pytest.mark.parametrize(("rate", "measuring"), [(RATE, True), (None, True), (None, False)])
 def test_out_of_memory_halves_the_batch_and_changes_no_step(
-    rate: float | None, monkeypatch: pytest.MonkeyPatch
+    rate: float | None, measuring: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In every pass of a run, or only in those that train."""
     model, run = FAMILIES["llama"].build(), options(trial_rate=rate)
     wanted = run_report(model, EXAMPLES, run)
-    real = TrialRun._mean_loss
+    real = TrialRun.forward
 
-    def short(self: TrialRun, units: Any, references: Any) -> Any:
-        if len(units) > 1 and torch.is_grad_enabled():
+    def short(self: TrialRun, examples: Any) -> Any:
+        if len(examples) > 1 and (measuring or torch.is_grad_enabled()):
             raise torch.OutOfMemoryError("no memory")
-        return real(self, units, references)
+        return real(self, examples)
 
-    monkeypatch.setattr(TrialRun, "_mean_loss", short)
+    monkeypatch.setattr(TrialRun, "forward", short)
     report = run_report(model, EXAMPLES, run)
     assert any("halved down to 1" in note for note in report.run.notes)
     assert report.run.trial_rate == wanted.run.trial_rate
