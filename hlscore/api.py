@@ -30,6 +30,7 @@ from hlscore.settings import (
     Setting,
     settings_in,
 )
+from hlscore.settings.option import refuse_both
 from hlscore.steps import Progress, Silent
 
 Data = str | Path | Iterable[Mapping[str, Any]] | None
@@ -84,6 +85,7 @@ def rank(
     if rollouts is not None:
         values["rollouts"] = str(rollouts) if isinstance(rollouts, str | Path) else IN_MEMORY
     settings = RankSettings.of(values)
+    refuse_both("data", "rollouts", data is not None and rollouts is not None)
     if tokenizer is None and not settings.data.without_probes:
         raise UsageError("No tokenizer is given.", hint="Give the model's tokenizer.")
     told = progress or Silent()

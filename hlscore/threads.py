@@ -12,13 +12,11 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
-Result = TypeVar("Result")
+from hlscore.control_groups import control_groups
 
-_OWN_GROUPS = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
+Result = TypeVar("Result")
 
 
 def cpu_limit() -> int:
@@ -28,25 +26,15 @@ def cpu_limit() -> int:
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = [float(usable or 1)]
-    with suppress(OSError):
-        for line in _OWN_GROUPS.read_text().splitlines():
-            # Version 2: `0::/path`, version 1: `4:cpu,cpuacct:/path`. A container that sees its
-            # own group as the root of the mount may still be told its path on the host: groups
-            # that are not there have no quota.
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            mounts = [_GROUPS / name for name in {"cpu", controllers}] if controllers else [_GROUPS]
-            below = Path(path.lstrip("/"))
-            for folder in (mount / part for mount in mounts for part in (below, *below.parents)):
-                with suppress(OSError, ValueError):  # no such group, or `max`
-                    if controllers:
-                        limit = (folder / "cpu.cfs_quota_us").read_text()
-                        period = (folder / "cpu.cfs_period_us").read_text()
-                    else:
-                        limit, period = (folder / "cpu.max").read_text().split()
-                    if float(limit) > 0 and float(period) > 0:
-                        limits.append(float(limit) / float(period))
+    for version, folder in control_groups("cpu"):
+        with suppress(OSError, ValueError):  # no such group, or `max`
+            if version == 1:
+                limit = (folder / "cpu.cfs_quota_us").read_text()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            else:
+                limit, period = (folder / "cpu.max").read_text().split()
+            if float(limit) > 0 and float(period) > 0:
+                limits.append(float(limit) / float(period))
     return max(1, int(min(limits)))
 
 

@@ -81,6 +81,7 @@ def test_data_may_be_a_dataset_a_path_or_nothing(tmp_path: Path) -> None:
         ({"model": "gpt2"}, UsageError, "model is of type str"),
         ({"tokenizer": None}, UsageError, "No tokenizer is given"),
         ({"objective": "grpo", "reward": 5}, UsageError, "A reward is of type int"),
+        ({"objective": "grpo", "rollouts": ROWS}, UsageError, "data and rollouts are mutually"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], error: type[Exception], words: str) -> None:

@@ -26,12 +26,14 @@ ALLOWED = {
     "wording": "",
     "unfinished": "errors records settings _version",
     "processes": "errors",
-    "threads": "",
+    "control_groups": "",
+    "threads": "control_groups",
+    "memory": "control_groups threads",
     "inputs": "GROUND processes inputs",
     "objectives": "settings objectives",
-    "rollouts": "GROUND processes inputs rollouts",
+    "rollouts": "GROUND memory processes inputs rollouts",
     "probes": "GROUND inputs objectives rollouts probes",
-    "gradients": "GROUND processes threads inputs objectives probes gradients scores",
+    "gradients": "GROUND memory processes threads inputs objectives probes gradients scores",
     "scores": "GROUND scores",
     "weights": "GROUND scores weights",
     "artifacts": "GROUND scores artifacts",
@@ -43,7 +45,7 @@ ALLOWED = {
     "serving": "GROUND inputs gradients serving",
     "validation": "GROUND inputs objectives probes scores artifacts planning exporters training "
     "validation",
-    "flow": "GROUND processes threads inputs rollouts probes gradients scores weights "
+    "flow": "GROUND memory processes threads inputs rollouts probes gradients scores weights "
     "artifacts planning agreement flow",
     "api": "GROUND inputs rollouts flow",
     "views": "GROUND processes inputs scores artifacts planning exporters agreement checks "
@@ -60,7 +62,7 @@ HEAVY = {
 }  # fmt: skip
 FREE_OF_TORCH = {
     "errors", "packing", "paths", "unfinished", "records", "settings", "processes",
-    "threads", "scores", "planning",
+    "control_groups", "threads", "scores", "planning",
     "artifacts", "exporters", "agreement", "checks", "pages", "cli",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))

@@ -14,7 +14,7 @@ from console import Outcome, save_model, write_rows
 from console import hlscore as command
 from families import FAMILIES
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_runs import adapted, logits, moved
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -198,6 +198,14 @@ def of_another_base(folder: Path) -> None:
     save_model(folder / "base", model=FAMILIES["gpt2"].build())
 
 
+def diverged(folder: Path, name: str, config: dict[str, Any] = HYBRID) -> None:
+    made(folder, "llama", config)
+    path = folder / "run" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(tensor for key, tensor in tensors.items() if name in key).view(-1)[3] = torch.nan
+    save_file(tensors, path)
+
+
 Make = Callable[[Path], object]
 with_norm: Make = partial(
     made, family="llama", config={"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]}
@@ -215,6 +223,8 @@ on_experts: Make = partial(
         ("merge", whole_model, (), "is a whole model"),
         ("extract-lora", with_norm, (), "model.norm.weight was trained, and LoRA holds no"),
         ("extract-lora", on_experts, (), "is not a linear layer"),
+        ("extract-lora", partial(diverged, name="down_proj"), (), "holds NaN or infinity in"),
+        ("extract-lora", partial(diverged, name="lora_A"), (), "holds NaN or infinity in"),
         ("merge", on_experts, (), "is stored in pieces"),
         ("merge", of_another_base, (), "is an adapter for other modules"),
         ("extract-lora", of_another_base, ("--max-rank", "1024"), "--max-rank is 1024"),

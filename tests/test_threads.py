@@ -14,9 +14,8 @@ from console import hlscore
 from families import FAMILIES
 from problems import completions, run_report, settings
 
-from hlscore import threads
+from hlscore import memory, threads
 from hlscore.flow import weights_alone
-from hlscore.gradients import memory
 from hlscore.gradients import run as run_module
 from hlscore.threads import cpu_limit, thread_limit, torch_threads, workers
 
@@ -60,8 +59,8 @@ def test_cpus_are_limited_by_affinity_and_quotas(
         path = tmp_path / "sys" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content + "\n")
-    monkeypatch.setattr(threads, "_OWN_GROUPS", own)
-    monkeypatch.setattr(threads, "_GROUPS", tmp_path / "sys")
+    monkeypatch.setattr("hlscore.control_groups._OWN", own)
+    monkeypatch.setattr("hlscore.control_groups._MOUNT", tmp_path / "sys")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert cpu_limit() == expected
 

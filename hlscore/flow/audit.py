@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
+from transformers import PreTrainedModel
 
 from hlscore.agreement.measures import kendall
 from hlscore.artifacts.plan import Plan
@@ -113,11 +114,15 @@ def held_out_losses(
         sums = example_sums(model.eval(), probes.sequences, probes.pad_token_id, batch_size=16)
         return sum(sums) / counted_tokens(probes.sequences)
 
+    # One model at a time is held, and the base is loaded again where another adapter needs it.
     losses = {"base": loss(loaded.model)}
+    model: PreTrainedModel | None = loaded.model
+    del loaded
     for name, run in runs.items():
         named = replace(base, model=run, revision=None)
         folder = find_adapter(named)
         if folder is None:
+            model = None
             losses[name] = loss(load_model(named).model)
             continue
         try:
@@ -127,12 +132,14 @@ def held_out_losses(
                 "Adapters are loaded with PEFT, which is not installed.",
                 hint="Run pip install 'hlscore[peft]', or remove --data.",
             ) from error
+        if model is None:
+            model = load_model(base).model
         try:
-            wrapped = PeftModel.from_pretrained(loaded.model, folder)
+            wrapped = PeftModel.from_pretrained(model, folder)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ModelError(f"PEFT cannot load '{run}': {first_line(error)}") from error
         losses[name] = loss(wrapped)
-        del wrapped
         # Copies of modules stay in a model that PEFT unloads: the next one starts anew.
-        loaded = load_model(base)
+        del wrapped
+        model = None
     return {"source": str(data.data), "examples": len(probes.sequences), "losses": losses}

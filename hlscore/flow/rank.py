@@ -16,13 +16,13 @@ from hlscore.errors import CaptureError
 from hlscore.flow.result import RankResult, result_of
 from hlscore.flow.weights_alone import modules_to_plan, weight_statistics
 from hlscore.gradients.estimator import with_movement
-from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import weights_as_trained
 from hlscore.gradients.run import capture, reduce
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of
+from hlscore.memory import is_out_of_memory
 from hlscore.planning.problem import check_run_settings
 from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet

@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.flow.result import RankResult, result_of
-from hlscore.gradients.memory import worker_count
 from hlscore.gradients.statistics import curve_ranks
 from hlscore.inputs.model import input_device, resolve_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.weights import dense_weight
+from hlscore.memory import worker_count
 from hlscore.planning.problem import check_plan_for, check_run_settings
 from hlscore.processes import Processes
 from hlscore.records import NO_PROBES, Candidate, ModelIdentity, WeightStatistics

@@ -10,12 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, UsageError
-from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
 from hlscore.inputs.examples import cut
+from hlscore.inputs.tokens import embedding_rows
 from hlscore.inputs.weights import is_sharded
+from hlscore.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
 from hlscore.probes.units import ProbeSet, by_length
 from hlscore.processes import Processes
@@ -233,7 +234,7 @@ def predict(
     if settings.checkpointing:
         kept = len(blocks) * int(getattr(config, "hidden_size", 0)) + max(blocks.values())
     # Logits and their gradient, and what the loss computes with in float32.
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    vocabulary = embedding_rows(model)
     logits = 3 * tokens * vocabulary * itemsize + 3 * 4 * min(counted * vocabulary, CHUNK_NUMBERS)
     return MemoryNeeds(
         activations=tokens * itemsize * kept + logits,

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import GradientCapture, Use
-from hlscore.gradients.memory import empty_cache, is_out_of_memory
 from hlscore.gradients.passes import loss_scale, run_forward
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
@@ -20,6 +19,7 @@ from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.examples import cut
 from hlscore.inputs.weights import is_sharded
+from hlscore.memory import empty_cache, is_out_of_memory
 from hlscore.objectives.likelihood import LossInputs, probe_loss
 from hlscore.probes.units import ProbeExample, ProbeSet, by_length
 from hlscore.processes import Processes

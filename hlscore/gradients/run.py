@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.jackknife import draw_resamples
-from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.progress import ProgressFile
 from hlscore.gradients.self_check import check_weights_kept, sampled_parameters, try_model
@@ -24,6 +23,7 @@ from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.model import input_device
 from hlscore.inputs.weights import dense_weight, is_sharded
+from hlscore.memory import worker_count
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.experts import is_fused_experts
-from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import frozen, run_forward
 from hlscore.gradients.sources import PLAIN_FORWARDS
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.weights import is_packed_linear
+from hlscore.memory import is_out_of_memory
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.settings import PaddingSide
 

@@ -21,12 +21,12 @@ import torch
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import GradientCapture
-from hlscore.gradients.memory import empty_cache, free_bytes, is_out_of_memory
 from hlscore.gradients.passes import loss_scale
 from hlscore.gradients.probe_run import Run
 from hlscore.gradients.progress import RunPosition
 from hlscore.gradients.trial_optimizer import TrialOptimizer
 from hlscore.inputs.examples import cut
+from hlscore.memory import empty_cache, free_bytes, is_out_of_memory
 from hlscore.objectives.likelihood import LossInputs, probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.units import ProbeExample, ProbeUnit

@@ -30,6 +30,7 @@ from hlscore.inputs.tokens import (
     pad_token_id,
     prompt_ids,
 )
+from hlscore.memory import is_out_of_memory
 from hlscore.processes import Processes
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutJournal, RolloutSet
 from hlscore.rollouts.reward_worker import NOT_COLUMNS, Completions
@@ -290,15 +291,15 @@ class Writer:
                     ),
                     stopping_criteria=StoppingCriteriaList([finished]),
                 )
-        except torch.OutOfMemoryError as error:
-            if len(drafts) > 1:
-                return False
-            raise CaptureError(
-                "The device ran out of memory while the model wrote a single completion.",
-                hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or "
-                "sample with a serving engine and give --rollouts FILE.",
-            ) from error
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                if len(drafts) > 1:
+                    return False
+                raise CaptureError(
+                    "The device ran out of memory while the model wrote a single completion.",
+                    hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or "
+                    "sample with a serving engine and give --rollouts FILE.",
+                ) from error
             if "probability tensor" not in str(error):  # torch.multinomial has no type of its own
                 raise
             raise CaptureError(

@@ -184,7 +184,8 @@ class ValidateSettings:
         "Of conversations, count only the assistant's tokens (TRL's option).",
         ObjectiveSettings.panel,
     )
-    seed: int = option(0, "Seed of every draw.")
+    # Those of several runs follow each other, and NumPy takes 32 bits.
+    seed: int = option(0, "Seed of every draw.", low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
         """Check every field, and the data."""

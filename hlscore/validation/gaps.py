@@ -181,6 +181,8 @@ def _main(found: Mapping[str, ArmResult]) -> str:
             "LoRA does not lag behind full fine-tuning here, within the error: "
             f"{_nats(found[FULL].gain)} between them. There is nothing for a plan to recover."
         )
+    if not math.isfinite(plan.recovered.value):
+        return f"The plan {_DIVERGED}, so it recovers nothing that can be told."
     others = [
         f"{label} {_percent(share)}"
         for name, label in _RIVALS.items()

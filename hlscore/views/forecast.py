@@ -82,7 +82,7 @@ def print_forecast(
     if as_json:
         print_json(content | {"budget_unit": unit, "budget_limit": limit})
         return
-    full = f"at most {count(limit, unit)} in full"
+    full = f"at most {count(limit, unit)} {'trained in all' if settings.plan.ranks else 'in full'}"
     lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full
     console = Terminal()
     console.labelled(lines.items(), width=10)

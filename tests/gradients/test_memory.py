@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -17,13 +18,13 @@ from transformers import PreTrainedModel
 from hlscore.errors import CaptureError, UsageError
 from hlscore.gradients import estimator, sketched
 from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, predict
-from hlscore.gradients.memory import free_bytes, is_out_of_memory
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import observed_sources, weight_sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.memory import free_bytes, is_out_of_memory
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
 from hlscore.wording import memory
@@ -304,16 +305,32 @@ def test_packed_weights_hold_no_exact_gradients() -> None:
         weight_sources(model, packed)
 
 
-def test_free_memory_is_within_the_limit_of_the_control_group(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
+@pytest.mark.parametrize(
+    ("own", "folder", "limit", "used", "cached"),
+    [
+        ("0::/\n", ".", "max", "current", "inactive_file"),
+        # A job of SLURM: the limit is on a group around that of the step.
+        ("0::/job_1/step_0\n", "job_1", "max", "current", "inactive_file"),
+        ("9:memory:/docker/1\n", "memory", "limit_in_bytes", "usage_in_bytes",
+         "total_inactive_file"),
+    ],
+)  # fmt: skip
+def test_free_memory_is_within_the_limits_of_control_groups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    own: str, folder: str, limit: str, used: str, cached: str,
+) -> None:  # fmt: skip
     assert free_bytes(CPU) > 0
-    monkeypatch.setattr("hlscore.gradients.memory._CGROUP", tmp_path)
-    whole = free_bytes(CPU)
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr("hlscore.control_groups._OWN", tmp_path / "own")
+    monkeypatch.setattr("hlscore.control_groups._MOUNT", tmp_path)
+    whole, group = free_bytes(CPU), tmp_path / folder
+    group.mkdir(exist_ok=True)
+    (group / f"memory.{limit}").write_text("5000\n")
+    (group / f"memory.{used}").write_text("3000\n")
     assert free_bytes(CPU) == 2000
-    (tmp_path / "memory.current").write_text("7000\n")
+    (group / "memory.stat").write_text(f"anon 1900\n{cached} 1000\n")
+    assert free_bytes(CPU) == 3000
+    (group / f"memory.{used}").write_text("7000\n")
     assert free_bytes(CPU) == 0
-    (tmp_path / "memory.max").write_text("max\n")
+    (group / f"memory.{limit}").write_text("max\n")
     assert free_bytes(CPU) > 0.5 * whole

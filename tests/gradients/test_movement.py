@@ -16,8 +16,8 @@ from families import FAMILIES
 from hlscore.errors import CaptureError, UsageError
 from hlscore.gradients import estimator
 from hlscore.gradients.estimator import with_movement
-from hlscore.gradients.memory import fixed_weight
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.memory import fixed_weight
 from hlscore.settings import CandidateSettings, RankSettings
 
 

@@ -394,14 +394,19 @@ def test_a_journal_cut_anywhere_goes_on(tiny: Any, tmp_path: Path, left: int) ->
     assert list(journal.load().values()) == list(expected.groups)
 
 
-def test_batches_that_do_not_fit_are_halved(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_batches_that_do_not_fit_are_halved(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     sizes: list[int] = []
     model, real, most = tiny[0], tiny[0].generate, 5
 
     def limited(**given: Any) -> Any:
         sizes.append(len(given["input_ids"]))
         if sizes[-1] > most:
-            raise torch.OutOfMemoryError
+            raise error
         return real(**given)
 
     monkeypatch.setattr(model, "generate", limited)

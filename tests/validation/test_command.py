@@ -420,6 +420,7 @@ def test_divergence_is_said_and_written_as_null(
     [
         (("--steps", "1"), 2, "--steps is 1"),
         (("--seeds", "1"), 2, "--seeds is 1"),
+        (("--seed", "-1"), 2, "--seed is -1"),
         (("--held-out", "1.5"), 2, "--held-out is 1.5"),
         (("--batch-size", "0"), 2, "--batch-size is 0"),
         (("--data", "none"), 2, "--data none has nothing to train on"),

@@ -323,6 +323,15 @@ def test_verdict(matched: Ends, drawn: Ends, says: tuple[str, str]) -> None:
     assert "3 seeds are few" in " ".join(said(found, seeds=3))
 
 
+def test_a_plan_that_diverged_recovers_nothing() -> None:
+    table = np.random.default_rng(0).standard_normal((3, 4, 50)) * 0.1
+    table += np.array([2.0, 1.5, 1.0])[:, None, None]
+    table[1, 2] = math.nan
+    sums = dict(zip(("lora", "plan", "full"), table.tolist(), strict=True))
+    (first, *_) = said(compare_arms(sums, [1] * 50, seed=0))
+    assert first.startswith("The plan diverged with a seed")
+
+
 def test_verdict_without_a_gap() -> None:
     found = results(OPEN, OPEN, None, None)
     first = said(found)[0]

@@ -5,32 +5,40 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
 
 import psutil
 import torch
 
+from hlscore.control_groups import control_groups
 from hlscore.threads import thread_limit
 
-_CGROUP = Path("/sys/fs/cgroup")
+# Of each version of control groups: the limit, what is used of it, and in `memory.stat` the part
+# of that which is a cache of files and given back at once.
+_GROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 # The allocator and the kernels want some of what is free, and activations are an estimate.
 USABLE_SHARE = 0.9
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a device; on the host, within the limit of its control group."""
+    """Free memory of a device; on the host, within the limits of its control groups."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free) + unused
     available = int(psutil.virtual_memory().available)
-    try:
-        limit, used = (
-            int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current")
-        )
-    except (OSError, ValueError):  # no control group, or `max`
-        return available
-    return min(available, max(0, limit - used))
+    for version, folder in control_groups("memory"):
+        limit_file, used_file, cached = _GROUP_FILES[version]
+        with suppress(OSError, ValueError):  # no such group, or `max`
+            free = int((folder / limit_file).read_text()) - int((folder / used_file).read_text())
+            with suppress(OSError):
+                figures = (folder / "memory.stat").read_text().splitlines()
+                free += sum(int(n) for name, n in map(str.split, figures) if name == cached)
+            available = min(available, max(0, free))
+    return available
 
 
 def fixed_weight(weights: Mapping[str, torch.Tensor]) -> str:
