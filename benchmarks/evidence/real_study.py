@@ -60,7 +60,8 @@ FINISHED = "full fine-tuning"
 JOURNALS = RESULTS / "real"
 # The arms of the study in their order; `equal size` stands for the rank of equal size.
 EQUAL_SIZE = "equal size"
-GATE_OR_UP = f"hybrid hls of {TRIALS}, gate or up"
+ONE_OF_PAIR = ", gate or up"
+GATE_OR_UP = f"hybrid hls of {TRIALS}{ONE_OF_PAIR}"
 # Of the scores that the folder holds, where the journal has modules of earlier ones.
 SCORED_AGAIN = f"hybrid hls of {TRIALS}, scored again"
 # By the weight update of a finished full fine-tuning: what short trials try to foresee.
@@ -396,7 +397,7 @@ def run_study(study: RealStudy) -> None:
             run(equal, SEEDS)
         if source == TRIALS:
             one = planners[source].scored("hls", gated_pairs="one")
-            study.chosen(f"hls of {source}, gate or up", full_modules(one))
+            study.chosen(f"hls of {source}{ONE_OF_PAIR}", full_modules(one))
             run(hybrid(GATE_OR_UP, one), SEEDS)
     count = len(full_modules(planners[GRADIENTS].scored("hls")))
     for draw in range(2):
@@ -447,8 +448,9 @@ def arm_named(study: RealStudy, name: str) -> Arm:
     whole, (name, _, alpha) = name, name.partition(", alpha ")
     modules: Sequence[str] = next((line["full"] for line in lines if line.get("arm") == name), ())
     scored: dict[str, tuple[str, GatedPairs]] = {
-        GATE_OR_UP: (TRIALS, "one"), SCORED_AGAIN: (TRIALS, "both"),
-        BY_FINISHED: (FINISHED, "both"), **{f"hybrid hls of {way}": (way, "both") for way in WAYS},
+        SCORED_AGAIN: (TRIALS, "both"), BY_FINISHED: (FINISHED, "both"),
+        **{f"hybrid hls of {way}": (way, "both") for way in WAYS},
+        **{f"hybrid hls of {way}{ONE_OF_PAIR}": (way, "one") for way in WAYS},
     }  # fmt: skip
     if not modules and name in scored:
         source, pairs = scored[name]
