@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # More threads than this only wait for each other on models as small as those of the tests.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-real test-trainers schema picture evidence smollm2 clean
+.PHONY: demo test test-real test-trainers picture evidence smollm2 clean
 
 demo: $(VENV)/ready  ## The main job on the built-in model.
 	$(BIN)/hlscore rank builtin:tiny --budget 0.1 --force
@@ -21,10 +21,6 @@ test-real: $(VENV)/ready-dev  ## The whole way on SmolLM2 (after make smollm2; 1
 
 test-trainers: $(VENV)/ready-dev  ## Two steps of the real trainers, in environments of their own (6 GB).
 	$(TEST_ENV) $(BIN)/python tests/trainers/run.py
-
-schema: $(VENV)/ready-dev  ## Write the published JSON Schema of a plan again.
-	$(BIN)/python -c "import json; from hlscore.artifacts.plan import plan_schema; \
-	print(json.dumps(plan_schema(), indent=2))" > hlscore/artifacts/plan.schema.json
 
 picture: $(VENV)/ready-dev  ## Draw the picture of the README again.
 	$(BIN)/python benchmarks/picture.py

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import MISSING
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -173,5 +173,6 @@ def schema() -> None:
 
     - `hlscore schema > plan.schema.json`
     """
-    text = (resources.files("hlscore.artifacts") / "plan.schema.json").read_text("utf-8")
-    typer.echo(text, nl=False)
+    from hlscore.artifacts.plan import plan_schema
+
+    typer.echo(json.dumps(plan_schema(), indent=2))
