@@ -73,7 +73,6 @@ def plain_pass(
                 batch = collate(
                     examples,
                     pad_token_id=probes.pad_token_id,
-                    padding_side="right",
                     device=embedding.weight.device,
                 )
                 logits = model(

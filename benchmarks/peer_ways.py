@@ -85,9 +85,7 @@ def make_job(
 
     def batches(group: tuple[ProbeExample, ...]) -> Iterator[Batch]:
         for examples in cut(by_length(group), batch_size):
-            yield collate(
-                examples, pad_token_id=probes.pad_token_id, padding_side="right", device=device
-            )
+            yield collate(examples, pad_token_id=probes.pad_token_id, device=device)
 
     return Job(
         model=model,

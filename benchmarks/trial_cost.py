@@ -105,7 +105,6 @@ def inference_bytes(model: PreTrainedModel, probes: ProbeSet, options: argparse.
         batch = collate(
             group,
             pad_token_id=probes.pad_token_id,
-            padding_side="right",
             device=torch.device("cpu"),
         )
         inputs = model.get_input_embeddings()(batch.input_ids).requires_grad_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from transformers import PreTrainedModel
 from hlscore.inputs.model import input_device
 from hlscore.objectives.likelihood import IGNORED, LossInputs, token_log_probs
 from hlscore.probes.units import ProbeExample, ProbeSet, collate
-from hlscore.settings import PaddingSide
 
 
 def loss_scale(model: PreTrainedModel) -> float:
@@ -27,7 +25,6 @@ def run_forward(
     probes: ProbeSet,
     examples: Sequence[ProbeExample],
     *,
-    padding_side: PaddingSide,
     temperature: float | None = None,
 ) -> LossInputs:
     """Run examples forward, padded to one batch.
@@ -39,15 +36,10 @@ def run_forward(
     batch = collate(
         examples,
         pad_token_id=probes.pad_token_id,
-        padding_side=padding_side,
         device=input_device(model),
     )
-    # Right-padded tokens stand at their own positions anyway.
-    inputs: dict[str, Any] = {}
-    if padding_side == "left" and "position_ids" in signature(model.forward).parameters:
-        inputs["position_ids"] = batch.position_ids
     logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **inputs
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).logits
     labels = batch.labels.to(logits.device)
     log_probs = token_log_probs(

@@ -60,9 +60,7 @@ class Run:
     def forward(self, examples: Sequence[ProbeExample]) -> LossInputs:
         """Run examples forward, padded to one batch."""
         with self._named_errors():
-            return run_forward(
-                self.model, self.probes, examples, padding_side=self.settings.padding_side
-            )
+            return run_forward(self.model, self.probes, examples)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run a loss backward."""

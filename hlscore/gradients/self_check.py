@@ -24,7 +24,6 @@ from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.weights import is_packed_linear
 from hlscore.memory import is_out_of_memory
 from hlscore.probes.units import ProbeExample, ProbeSet
-from hlscore.settings import PaddingSide
 
 # Tokens of the rows of the batch that is compared with its last row alone.
 _LENGTHS = (48, 32, 24)
@@ -35,9 +34,7 @@ _MODEL_ERRORS = (
 )  # fmt: skip
 
 
-def try_model(
-    model: PreTrainedModel, probes: ProbeSet, padding_side: PaddingSide
-) -> tuple[float, float, float]:
+def try_model(model: PreTrainedModel, probes: ProbeSet) -> tuple[float, float, float]:
     """Try a model on a few tokens of one example: alone, in a padded batch, and with another end.
 
     A padded batch makes a difference where a model assumes padding on the other side, or where
@@ -72,7 +69,7 @@ def try_model(
     offloaded = any(parameter.is_meta for parameter in model.parameters())
 
     def forward(examples: Sequence[ProbeExample]) -> torch.Tensor:
-        passed = run_forward(model, probes, examples, padding_side=padding_side, temperature=1.0)
+        passed = run_forward(model, probes, examples, temperature=1.0)
         return passed.log_probs
 
     difference = later = torch.zeros(1)
@@ -89,10 +86,7 @@ def try_model(
                 later = (alone - forward([other]).detach().float().cpu())[0, : half - 1]
             try:
                 beside = forward(rows)[-1:].detach().float().cpu()
-                size = alone.shape[-1]
-                difference = alone - (
-                    beside[:, :size] if padding_side == "right" else beside[:, -size:]
-                )
+                difference = alone - beside[:, : alone.shape[-1]]
             except RuntimeError as error:
                 if not is_out_of_memory(error):  # batches that do not fit are made smaller
                     raise

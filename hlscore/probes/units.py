@@ -13,7 +13,6 @@ import torch
 from hlscore.inputs.examples import cut
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
 from hlscore.records import ProbeSummary
-from hlscore.settings import PaddingSide
 
 # Groups per half below which a standard error is known too badly: with 4 to about 29 % of itself,
 # with 8 to 19 % (one over the root of twice the degrees of freedom).
@@ -200,11 +199,10 @@ def make_probe_set(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One padded batch, int64 [examples, length] where nothing else is said."""
+    """One batch padded at the end, int64 [examples, length] where nothing else is said."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor  # 1 on tokens, 0 on padding
-    position_ids: torch.Tensor  # place of each token in its example
     labels: torch.Tensor  # token ids where loss is counted, -100 elsewhere
     # What the loss of each sequence is multiplied by, float32 [examples], on the host.
     coefficients: torch.Tensor
@@ -222,7 +220,6 @@ def collate(
     examples: Sequence[ProbeExample],
     *,
     pad_token_id: int,
-    padding_side: PaddingSide,
     device: torch.device,
 ) -> Batch:
     """Pad examples to one length."""
@@ -234,18 +231,15 @@ def collate(
     old = torch.full(shape, float("nan"))
     for row, item in enumerate(examples):
         size = len(item.input_ids)
-        places = slice(0, size) if padding_side == "right" else slice(length - size, length)
         ids = torch.tensor(item.input_ids, dtype=torch.int64)
-        input_ids[row, places] = ids
-        labels[row, places] = torch.where(torch.tensor(item.counted), ids, IGNORED)
-        mask[row, places] = 1
+        input_ids[row, :size] = ids
+        labels[row, :size] = torch.where(torch.tensor(item.counted), ids, IGNORED)
+        mask[row, :size] = 1
         if item.old_log_probs:
             old[row, labels[row] != IGNORED] = torch.tensor(item.old_log_probs)
-    position_ids = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     return Batch(
         input_ids=input_ids.to(device),
         attention_mask=mask.to(device),
-        position_ids=position_ids.to(device),
         labels=labels.to(device),
         coefficients=torch.tensor([item.coefficient for item in examples]),
         old_log_probs=old[:, 1:].to(device),
@@ -265,11 +259,10 @@ def example_sums(
     device = next(model.parameters()).device
     found: dict[ProbeExample, float] = {}
     for part in cut(by_length(examples), batch_size):
-        batch = collate(part, pad_token_id=pad_token_id, padding_side="right", device=device)
+        batch = collate(part, pad_token_id=pad_token_id, device=device)
         logits = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids, use_cache=False,
-        ).logits  # fmt: skip
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
         sums = -token_log_probs(logits, batch.labels).sum(dim=1)
         found |= dict(zip(part, sums.tolist(), strict=True))
     return [found[item] for item in examples]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hlscore.settings.artifacts import CheckSettings, Drift, Filters, Limit, parse_limit
-from hlscore.settings.capture import CaptureSettings, PaddingSide
+from hlscore.settings.capture import CaptureSettings
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,
     DEFAULT_SAMPLES,
@@ -43,7 +43,7 @@ __all__ = [
     "NOT_VALIDATED", "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
     "Drift", "Dtype", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
-    "ObjectiveSettings", "Optimizer", "PaddingSide", "PlanSettings", "RankSettings", "Setting",
+    "ObjectiveSettings", "Optimizer", "PlanSettings", "RankSettings", "Setting",
     "ValidateSettings", "arguments", "build", "changed", "option", "parse_bytes", "parse_limit",
     "parse_ranks", "parts_of", "refuse_both", "setting_of", "settings_in",
 ]  # fmt: skip

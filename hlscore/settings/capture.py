@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 from hlscore.settings.option import changed, check, flag_of, option, require, settings_in
 
-PaddingSide = Literal["right", "left"]
 SvdMethod = Literal["auto", "full", "randomized"]
 Estimator = Literal["auto", "exact", "sketch"]
 Accumulator = Literal["device", "host"]
@@ -28,8 +27,6 @@ class CaptureSettings:
 
     panel: ClassVar = "Capture"
     batch_size: int = option(8, "Examples per pass; changes speed, not scores.", low=1)
-    # Side on which shorter examples of a batch are padded; for tests.
-    padding_side: PaddingSide = "right"
     checkpointing: bool = option(
         True, "Recompute activations in the backward pass: less memory, more time."
     )

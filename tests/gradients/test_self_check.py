@@ -54,7 +54,7 @@ def scores(result: package.RankResult) -> dict[str, float | None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_ordinary_models_pass(name: str, dtype: torch.dtype) -> None:
-    difference, _, rounding = try_model(FAMILIES[name].build(dtype), probes(), "right")
+    difference, _, rounding = try_model(FAMILIES[name].build(dtype), probes())
     assert difference < rounding / 10
 
 
@@ -155,7 +155,7 @@ def test_a_model_that_assumes_other_padding_runs_one_example_at_a_time(estimator
 
 def test_rows_that_interact_run_alone_and_the_command_says_so(tmp_path: Path) -> None:
     model = FAMILIES["llama"].build()
-    difference, _, rounding = try_model(model, probes(), "right")
+    difference, _, rounding = try_model(model, probes())
     assert difference < rounding
 
     def mix(*given: Any) -> torch.Tensor:
@@ -163,7 +163,7 @@ def test_rows_that_interact_run_alone_and_the_command_says_so(tmp_path: Path) ->
         return output + output.mean(0, keepdim=True)
 
     model.get_submodule("model.layers.0.mlp").register_forward_hook(mix)
-    difference, _, rounding = try_model(model, probes(), "right")
+    difference, _, rounding = try_model(model, probes())
     assert difference > rounding
     result = ranked(model)
     assert any("one at a time" in note for note in result.report.run.notes)
