@@ -90,6 +90,9 @@ WAYS: dict[str, dict[str, Any]] = {
         }
         for rate in (0.0003, 0.001)
     },
+    f"4 {TRIALS} of 64 steps, 512 examples": {
+        "movement": "trial", "trial_steps": 64, "examples": 512
+    },
     **{
         f"{trials} {TRIALS} of {steps} steps, {examples} examples, rate {rate}": {
             "movement": "trial", "trial_rate": rate, "trial_steps": steps, "trials": trials,
