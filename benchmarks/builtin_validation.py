@@ -1,4 +1,4 @@
-"""Does a plan for the built-in model recover the gap: trials, gradients, `hls_share`, more alpha?
+"""Does a plan for the built-in model recover the gap: long and short trials, gradients, more alpha?
 
 `python benchmarks/builtin_validation.py` ranks `builtin:tiny` in each way and runs
 `hlscore validate` on each plan: its default of 60 steps and 3 seeds, every arm at learning rates of
@@ -17,13 +17,17 @@ from pathlib import Path
 from machine import parsed, write_result
 
 MODEL = "builtin:tiny"
-# How each plan is made; `--gated-pairs` has its default, one of each pair but for gradients.
+_FEW = ("--samples", "256")
+_ONE_OF_PAIR = (*_FEW, "--gated-pairs", "one")
+_SHORT = ("--movement", "trial", "--trial-steps", "8", *_ONE_OF_PAIR)
+# How each plan is made: by default, and as results of earlier versions were by default.
 PLANS = {
-    "trial": ("--movement", "trial"),
-    "gradient": ("--movement", "gradient"),
-    "share": ("--movement", "gradient", "--score", "hls_share"),
+    "default": (),
+    "trial": _SHORT,
+    "gradient": ("--movement", "gradient", *_FEW),
+    "share": ("--movement", "gradient", "--score", "hls_share", *_ONE_OF_PAIR),
     # The scaling that rsLoRA gives LoRA of rank 16 with an alpha of twice the rank.
-    "alpha": ("--movement", "trial", "--alpha", "128"),
+    "alpha": (*_SHORT, "--alpha", "128"),
 }
 
 

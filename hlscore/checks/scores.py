@@ -10,7 +10,6 @@ from hlscore.artifacts.plan import Plan
 from hlscore.checks.rule import RULES, Case, Finding, finding
 from hlscore.planning.parts import BORDERLINE
 from hlscore.planning.problem import without_lesser
-from hlscore.scores.registry import SCORES
 
 
 def check_scores(case: Case) -> Iterator[Finding]:
@@ -112,12 +111,8 @@ def check_stability(case: Case) -> Iterator[Finding]:
 
 def _lesser(plan: Plan) -> set[str]:
     """Modules that may not be chosen because of the other module of their gated pair."""
-    score = SCORES.get(plan.score.name)
-    if score is None:  # a plan of another version
-        return set()
-    rows, of_updates = plan.modules, plan.provenance.scores_updates
+    rows = plan.modules
     scores = np.array([[item.score] for item in rows], dtype=np.float64).reshape(-1, 1)
     full = {item.module for item in rows if item.locked and item.mode == "full"}
-    asked = plan.settings.gated_pairs
-    kept = without_lesser(rows, scores, full, asked, score, of_updates=of_updates)[:, 0]
+    kept = without_lesser(rows, scores, full, plan.settings.gated_pairs)[:, 0]
     return {item.module for item, value in zip(rows, kept, strict=True) if np.isnan(value)}

@@ -27,6 +27,9 @@ from hlscore.settings.capture import OF_GRADIENTS, default_sketch_size
 from hlscore.settings.option import changed
 from hlscore.wording import count, memory
 
+# Of each trial; with fewer examples `auto` means gradients.
+_LEAST_EXAMPLES = 8
+
 
 def with_movement(
     model: PreTrainedModel,
@@ -59,7 +62,8 @@ def with_movement(
         return replace(settings, capture=replace(capture, movement="gradient")), ()
     weights = list(model.parameters())
     on_meta = [weight.is_meta for weight in weights]
-    copied, wanted = sum(weight.nbytes for weight in weights), capture.trials * capture.trial_steps
+    copied = sum(weight.nbytes for weight in weights)
+    wanted = capture.trials * (capture.trial_steps or _LEAST_EXAMPLES)
     obstacle = ""
     if settings.model.load_in or any(item.quantized for item in candidates):
         obstacle = "quantized weights cannot be moved"

@@ -30,6 +30,7 @@ from hlscore.memory import empty_cache, free_bytes, is_out_of_memory
 from hlscore.objectives.likelihood import LossInputs, probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.units import ProbeExample, ProbeUnit
+from hlscore.settings.capture import DEFAULT_TRIAL_STEPS
 from hlscore.wording import memory
 
 # The search for a rate starts here and goes up or down by this factor while that helps.
@@ -172,7 +173,7 @@ class TrialRun(Run):
         size = max(2 * _SEARCH_STEPS, round(_SEARCH_SHARE * len(self.probes.sequences)))
         units = list(self._trials.values())
         train, test = units[0][:size], units[-1][:size]
-        steps = min(_SEARCH_STEPS, self.settings.trial_steps)
+        steps = min(_SEARCH_STEPS, self.settings.steps_of(len(train)))
         self.progress.start("finding the learning rate", MOST_TRIES, "tries")
         references = self._halving(lambda: self._references(test))
 
@@ -221,7 +222,8 @@ class TrialRun(Run):
                 self.progress.advance(_tokens(units))
                 continue
             self.here = RunPosition(half=half, group=group)
-            self._train(units, self.state.rate, self.settings.trial_steps, trial=number)
+            steps = self.settings.steps_of(len(units))
+            self._train(units, self.state.rate, steps, trial=number)
             sizes: list[torch.Tensor] = []
             self.gradients.begin_batch(half, 1.0)
             for name in self._weights:
@@ -257,7 +259,7 @@ class TrialRun(Run):
         Raises:
             DivergedError: A loss is not finite.
         """
-        before, steps = self.state, min(steps, len(units))
+        before = self.state
         warm_up = max(1, round(_WARM_UP_SHARE * steps))
 
         def train() -> None:
@@ -402,12 +404,10 @@ class TrialRun(Run):
     def notes(self) -> Iterator[str]:
         """Remarks on the trials: rate, steps, and what memory allowed."""
         wanted = self.settings
-        steps = min(wanted.trial_steps, *map(len, self._trials.values()))
-        fewer = (
-            f"(not {wanted.trial_steps}: each example is seen once) "
-            if steps < wanted.trial_steps
-            else ""
-        )
+        steps = wanted.steps_of(min(map(len, self._trials.values())))
+        usual = wanted.trial_steps or DEFAULT_TRIAL_STEPS
+        reason = "each example is seen once" if wanted.trial_steps else "each has two examples"
+        fewer = f"(not {usual}: {reason}) " if steps < usual else ""
         yield (
             f"{wanted.trials} trials of {steps} steps {fewer}at learning rate "
             f"{self.state.rate:.2g} ({'given' if wanted.trial_rate else 'found'}), optimizer "

@@ -83,8 +83,6 @@ def choose_uniform(problem: Problem) -> Solution:
         np.c_[problem.values, np.array(problem.replicates)],
         {module for module, lock in problem.locks.items() if lock.mode == "full"},
         problem.settings.gated_pairs,
-        problem.score,
-        of_updates=problem.report.run.scores_updates,
     )
     chosen = np.zeros(len(groups), dtype=np.bool_)
     value = bound = 0.0

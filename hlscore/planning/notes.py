@@ -96,9 +96,7 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     if hindered:
         yield (
             f"{count(hindered, 'module')} scored high enough for full and kept LoRA: the "
-            "other of the gated pair, such as gate_proj and up_proj of one MLP, scored higher. "
-            "Plans with one of the two in full were better on small models, plans with both on "
-            "SmolLM2-135M: try --gated-pairs both too."
+            "other of the gated pair, such as gate_proj and up_proj of one MLP, scored higher."
         )
     if full == 0 and all(problem.settings.rank >= row.max_rank for row in problem.rows):
         yield (

@@ -21,9 +21,9 @@ from hlscore.settings.plan import GatedPairs
 from hlscore.wording import memory as memory_text
 
 # Two matrices of one MLP whose outputs are multiplied, as the models of transformers name them:
-# x = down(act(first(x)) * second(x)). Scores add up, gains of such a pair do not: what one of the
-# two learns in full, the other need not. In trials on small models plans with at most one of the
-# two in full recovered more of the gap between LoRA and full fine-tuning (benchmarks/evidence).
+# x = down(act(first(x)) * second(x)). Scores add up, gains of such a pair may not: what one of the
+# two learns in full, the other need not. After short trials on small models plans with at most one
+# of the two were better, after longer ones there is nothing to gain (benchmarks/evidence).
 GATED_PAIRS = {"gate_proj": "up_proj", "w1": "w3", "wi_0": "wi_1"}
 _LOCK_HINT = "Use PATTERN=full, =lora, =frozen or =rank:N, such as '*.down_proj=full'."
 
@@ -117,28 +117,23 @@ def without_lesser(
     rows: Sequence[Matrix],
     values: Numbers,
     full: Collection[str],
-    asked: GatedPairs,
-    score: Score,
-    *,
-    of_updates: bool,
+    allowed: GatedPairs,
 ) -> Numbers:
     """Values of which those of the lesser module of each gated pair are unknown.
 
     That is the one with the lower value, of equal ones the later one; of a pair with a module that
     is trained in full anyway, the other one. Expert stacks are no pair: those of one module are
-    chosen together. By default both may be chosen where plans did not gain by the rule.
+    chosen together.
 
     Args:
         values: Of each row, float64 [rows, sets of values]; each set has lesser ones of its own.
         full: Names of modules that are locked to full.
-        of_updates: Whether the scores are those of weight updates.
 
     Returns:
         A copy with NaN for what may not be chosen.
     """
     kept = values.copy()
-    gains = score.one_of_pair or (of_updates and score.reads_gradients)
-    if asked == "both" or (asked == "auto" and not gains):
+    if allowed == "both":
         return kept
     known = np.where(np.isnan(values), -np.inf, values)
     places = {row.module: place for place, row in enumerate(rows) if row.form != "experts"}

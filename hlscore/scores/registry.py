@@ -42,8 +42,6 @@ class Score:
     # Whether the value at rank r is the part of a gain that rank r cannot reach: only such a score
     # can choose a rank for each module.
     leaves_over: bool = False
-    # Whether plans train at most one of a gated pair in full by default, from gradients too.
-    one_of_pair: bool = False
     caveat: str = ""  # a known bias of the value
 
     def unit_in(self, run: RunInfo) -> str:
@@ -169,7 +167,6 @@ _ALL_SCORES = (
         ),
         ranks_column="curve_ranks",
         leaves_over=True,
-        one_of_pair=True,
     ),
     Score(
         name="snr",

@@ -10,6 +10,7 @@ from hlscore.settings.option import changed, check, flag_of, option, require, se
 SvdMethod = Literal["auto", "full", "randomized"]
 Estimator = Literal["auto", "exact", "sketch"]
 Accumulator = Literal["device", "host"]
+DEFAULT_TRIAL_STEPS = 64
 # Options that probing for gradients has and trials have not.
 OF_GRADIENTS = ("passes", "groups")
 Movement = Literal["auto", "gradient", "trial", "update"]
@@ -64,7 +65,13 @@ class CaptureSettings:
         step=2,
         hint="Use an even number from 2 to 256: two halves are compared.",
     )
-    trial_steps: int = option(8, "Optimizer steps of each trial.", low=1, high=10_000)
+    trial_steps: int | None = option(
+        None,
+        "Optimizer steps of each trial.",
+        default=f"{DEFAULT_TRIAL_STEPS}, or as many as have two examples each",
+        low=1,
+        high=10_000,
+    )
     trial_rate: float | None = option(
         None,
         "Learning rate of the trials: root mean square of one step's change.",
@@ -88,6 +95,11 @@ class CaptureSettings:
         high=10_000,
         hint="Use 0 (off), or 2 to 10000: a standard error needs several resamples.",
     )
+
+    def steps_of(self, examples: int) -> int:
+        """Optimizer steps of a trial with so many examples, each of which is seen once."""
+        by_default = min(DEFAULT_TRIAL_STEPS, max(2, examples // 2))
+        return min(self.trial_steps or by_default, examples)
 
     def __post_init__(self) -> None:
         """Check every field, and those that belong together."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from hlscore.settings.option import check, option, parse_pairs, require
 
-DEFAULT_SAMPLES = 256
+DEFAULT_SAMPLES = 512
 DEFAULT_MAX_LENGTH = 1024
 NO_DATA = "none"
 # What hlscore calls the columns that it reads.
@@ -51,7 +51,7 @@ class DataSettings:
     samples: int = option(
         DEFAULT_SAMPLES,
         "Examples, pairs or prompts to draw; 0 means all.",
-        default="256; 128 prompts to sample from; all rollouts of a file",
+        default=f"{DEFAULT_SAMPLES}; 128 prompts to sample from; all rollouts of a file",
         low=0,
         hint="Use 0 (all) or more.",
     )

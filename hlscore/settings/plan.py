@@ -11,7 +11,7 @@ from hlscore.settings.option import changed, check, flag_of, option, refuse_both
 Baseline = Literal[
     "lora-matched", "random", "largest", "random-largest", "last-layers", "all-lora", "all-full"
 ]
-GatedPairs = Literal["auto", "one", "both"]
+GatedPairs = Literal["one", "both"]
 Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum"]
 Master = Literal["fp32", "bf16"]
 BaseBits = Literal[16, 8, 4]
@@ -107,9 +107,8 @@ class PlanSettings:
         high=1,
     )
     gated_pairs: GatedPairs = option(
-        "auto",
-        "Full modules per gated pair (gate_proj, up_proj) without --ranks; auto: one where "
-        "weight updates are scored, and by hls_share.",
+        "both",
+        "How many of a gated pair (gate_proj, up_proj) may be trained in full, without --ranks.",
     )
     locks: tuple[str, ...] = option(
         (),
@@ -143,7 +142,7 @@ class PlanSettings:
                     f"{flag_of(PlanSettings, name)} is for plans with a rank for each module.",
                     hint="Give the ranks to choose from: --ranks 1,2,4,8.",
                 )
-        refuse_both("--ranks", "--gated-pairs", bool(self.ranks) and self.gated_pairs != "auto")
+        refuse_both("--ranks", "--gated-pairs", bool(self.ranks) and self.gated_pairs != "both")
         require(
             not self.min_rank or self.min_rank in self.ranks,
             f"--min-rank {self.min_rank} is not one of --ranks {','.join(map(str, self.ranks))}.",

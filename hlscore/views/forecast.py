@@ -49,9 +49,10 @@ def print_forecast(
         if device == "cpu":
             whole = memory(found.peak_bytes + found.process_bytes)
             usage += f"\n{whole} for the process, libraries included"
+        steps = capture.steps_of(probes.examples // capture.trials)
         search = ", and a search for the learning rate" if capture.trial_rate is None else ""
         trials = (
-            f"{capture.trials} of {capture.trial_steps} steps{search}; the peak holds a copy of "
+            f"{capture.trials} of {steps} steps{search}; the peak holds a copy of "
             f"the base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
         )
         content |= picked(probes, *_PROBES) | picked(choice, "estimator", "sketch_size")

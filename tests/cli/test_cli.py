@@ -180,7 +180,7 @@ def test_rank_scores_trials_unless_told_otherwise(tmp_path: Path) -> None:
     found = hlscore(*command)
     assert found.code == 0, found.err
     assert "exact weight updates" in found.out
-    assert "4 trials of 8 steps" in found.out
+    assert "4 trials of 4 steps (not 64: each has two examples)" in found.out
     # Ranks by trials did no better than one rank, so no such plan is advertised.
     assert "--ranks" not in found.out
     written = (tmp_path / "hlscore-out" / "builtin-tiny" / "plan.json").read_bytes()
@@ -203,7 +203,7 @@ def test_plan_takes_other_budgets_scores_and_ranks(scores: Path) -> None:
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> None:
     found = hlscore("rank", "builtin:tiny", "--dry-run")
     assert found.code == 0, found.err
-    for text in ("42 candidates", "256 probe examples", "exact", "MiB", "4 modules",
+    for text in ("42 candidates", "320 probe examples", "exact", "MiB", "4 modules",
                  "Nothing was run"):  # fmt: skip
         assert text in found.out
     as_json = json.loads(hlscore("rank", "builtin:tiny", "--dry-run", "--json").out)

@@ -28,7 +28,7 @@ from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.settings import ObjectiveSettings, RankSettings
+from hlscore.settings import CaptureSettings, ObjectiveSettings, RankSettings
 from hlscore.unfinished import UnfinishedRun
 
 EXAMPLES = completions(24)
@@ -325,10 +325,22 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     assert report.run.trial_rate == expected.run.trial_rate == RATE
 
 
-def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
-    report = run_report("llama", EXAMPLES, options(trials=4, trial_steps=50))
-    said = "4 trials of 6 steps (not 50: each example is seen once)"
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (50, "4 trials of 6 steps (not 50: each example is seen once)"),
+        (None, "4 trials of 3 steps (not 64: each has two examples)"),
+    ],
+)
+def test_a_trial_takes_no_more_steps_than_it_has_examples(steps: int | None, said: str) -> None:
+    report = run_report("llama", EXAMPLES, options(trials=4, trial_steps=steps))
     assert any(note.startswith(said) for note in report.run.notes)
+
+
+def test_the_default_is_64_steps_where_there_are_examples_for_them() -> None:
+    given = CaptureSettings()
+    steps = [given.steps_of(examples) for examples in (2, 3, 5, 80, 127, 128, 1000)]
+    assert steps == [2, 2, 2, 40, 63, 64, 64]
 
 
 def test_trials_that_cannot_be_run_are_refused() -> None:

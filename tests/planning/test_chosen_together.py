@@ -57,30 +57,22 @@ def test_the_choice_is_the_best_with_at_most_one_of_each_pair(
     seed: int, budget: str, names: tuple[str, str]
 ) -> None:
     found = report(seed, names=names)
-    made = plan(found, budget=budget)
+    made = plan(found, budget=budget, gated_pairs="one")
     values = {row.module: row.hls_curve[2] for row in found.candidates}
     chosen = full(made)
     assert sum(values[name] for name in chosen) == pytest.approx(best(values, 4, names))
     assert made.solver.value == pytest.approx(sum(values[name] for name in chosen), rel=1e-5)
 
 
-def test_both_are_allowed_for_gradients_and_on_request() -> None:
+def test_both_are_allowed_unless_asked_for() -> None:
     found = report(0)
     scores = {row.module: row.hls_curve[2] for row in found.candidates}
     positive = {name for name, score in scores.items() if score > 0}
-    slopes = replace(found, run=replace(found.run, settings={}))
-    for made in (plan(found, budget="1", gated_pairs="both"), plan(slopes, budget="1")):
-        assert full(made) == positive
-    one = plan(slopes, budget="1", gated_pairs="one")
-    assert full(one) == full(plan(found, budget="1")) < positive
+    assert full(plan(found, budget="1")) == positive
+    one = plan(found, budget="1", gated_pairs="one")
+    assert full(one) < positive
     (note,) = (text for text in one.notes if "gated pair" in text)
     assert note.startswith(f"{len(positive - full(one))} modules")
-
-    auto, one, both = (
-        full(plan(slopes, budget="1", score="hls_share", gated_pairs=asked))  # type: ignore[misc]
-        for asked in ("auto", "one", "both")
-    )
-    assert auto == one < both, "hls_share takes one of each pair from gradients too"
 
 
 def test_ranks_by_trials_say_what_is_known_of_them() -> None:
@@ -95,12 +87,12 @@ def test_a_locked_module_rules_out_its_partner() -> None:
     found = report(1)
     gate, up = (f"model.layers.0.mlp.{kind}" for kind in NAMES["gate_proj"])
     for locked, other in ((gate, up), (up, gate)):
-        made = plan(found, budget="1", locks=(f"{locked}=full",))
+        made = plan(found, budget="1", gated_pairs="one", locks=(f"{locked}=full",))
         assert locked in full(made)
         assert other not in full(made)
     assert {gate, up} <= full(plan(found, budget="1", locks=(f"{gate}=full", f"{up}=full")))
     scores = {row.module: row.hls_curve[2] for row in found.candidates}
-    made = plan(found, budget="1", locks=(f"{gate}=lora",))
+    made = plan(found, budget="1", gated_pairs="one", locks=(f"{gate}=lora",))
     assert (up in full(made)) == (scores[up] > 0 and scores[up] > scores[gate])
 
 
@@ -119,12 +111,12 @@ def test_resamples_choose_by_the_same_rule() -> None:
                 taken.append(name)
         chosen.update(taken)
     expected = {name: chosen[name] / count for name in drawn}
-    made = plan(found, budget="0.3")
+    made = plan(found, budget="0.3", gated_pairs="one")
     assert {item.module: item.selection_probability for item in made.modules} == expected
 
 
 def test_a_plan_by_the_rule_passes_the_check_and_an_edited_one_does_not(tmp_path: Path) -> None:
-    made = plan(report(3), budget="0.3")
+    made = plan(report(3), budget="0.3", gated_pairs="one")
     other = next(item for item in made.modules if item.mode == "lora" and item.kind == "q_proj")
     better = other.model_copy(update={"score": (made.full[-1].score or 0.0) + 1.0})
     edited = [better if item is other else item for item in made.modules]
