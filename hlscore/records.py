@@ -48,6 +48,7 @@ class Matrix:
     __slots__ = ()
     if TYPE_CHECKING:
         module: str
+        parameter: str
         layer: int | None
         kind: str
         block: str
@@ -69,6 +70,11 @@ class Matrix:
     def max_rank(self) -> int:
         """Largest rank that the matrices can have."""
         return min(self.out_features, self.in_features)
+
+    @property
+    def holder(self) -> str:
+        """The module that PEFT copies to train the weight in full: of experts, their holder."""
+        return self.parameter.rpartition(".")[0] if self.form == "experts" else self.module
 
     @property
     def size(self) -> str:

@@ -64,11 +64,6 @@ def is_read_past(plan: Plan, item: PlanModule) -> bool:
     return leaf in _READ_PAST.get(plan.model.model_type, ())
 
 
-def full_name(item: PlanModule) -> str:
-    """Name of the module that PEFT copies to train a weight in full; of experts, their holder."""
-    return item.parameter.rpartition(".")[0] if item.form == "experts" else item.module
-
-
 def lora_name(plan: Plan, item: PlanModule) -> str:
     """Name by which PEFT puts LoRA on a weight, whatever its mode."""
     return item.parameter if needs_parameter_name(plan, item) else item.module
@@ -82,7 +77,7 @@ def pattern(name: str) -> str:
 def never_packed(plan: Plan) -> Iterator[tuple[str, str]]:
     """Full names of the modules that cannot be trained once quantized, and what trains them."""
     for item in plan.full:
-        yield full_name(item), "trained in full"
+        yield item.holder, "trained in full"
     for item in plan.lora_modules:
         if item.form in ("linear", "conv1d") and needs_parameter_name(plan, item):
             yield item.module, "given LoRA by parameter"
@@ -140,7 +135,7 @@ def adapter_config(plan: Plan, base: str | None = None) -> dict[str, Any]:
         "fan_in_fan_out": bool(targets) and all(item.form == "conv1d" for item in adapters),
         "target_modules": targets if targets or parameters else NO_TARGETS,
         "target_parameters": parameters or None,
-        "modules_to_save": sorted({full_name(item) for item in plan.full}) or None,
+        "modules_to_save": sorted({item.holder for item in plan.full}) or None,
         "rank_pattern": patterns["rank"],
         "alpha_pattern": patterns["alpha"],
         "ensure_weight_tying": ties_weights(plan),

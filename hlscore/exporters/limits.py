@@ -12,7 +12,6 @@ from hlscore.artifacts.plan import Plan, PlanModule, PlanSkipped
 from hlscore.errors import UsageError
 from hlscore.exporters.adapter_config import (
     TIEABLE,
-    full_name,
     is_read_past,
     lora_name,
     needs_parameter_name,
@@ -238,15 +237,15 @@ class _Case:
                 "only embed_tokens and lm_head tied."
             )
             yield Fault(TIED, names, reason, frozen)
-        if reason := self._matches_too(item, full_name(item)):
+        if reason := self._matches_too(item, item.holder):
             yield Fault(NAME, names, reason, frozen)
-        start = f"{full_name(item)}."
+        start = f"{item.holder}."
         for inner in _starting(self._modules, start):
             # The tensors of fused experts lie side by side in one module, with their biases.
             if item.form != "experts" or f"{inner.rpartition('.')[0]}." != start:
                 reason = (
                     f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
-                    f"'{full_name(item)}' and would be trained with it."
+                    f"'{item.holder}' and would be trained with it."
                 )
                 yield Fault(NAME, names, reason, (self._lower(item),))
                 break

@@ -104,13 +104,8 @@ def groups_of(rows: Sequence[Matrix]) -> dict[str, list[int]]:
     """Places of what is trained in full together: PEFT copies the module that holds experts."""
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        groups.setdefault(holder_of(row), []).append(place)
+        groups.setdefault(row.holder, []).append(place)
     return groups
-
-
-def holder_of(row: Matrix) -> str:
-    """The module that PEFT copies to train a weight in full."""
-    return row.module.rpartition(".")[0] if row.form == "experts" else row.module
 
 
 def without_lesser(
@@ -220,7 +215,7 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
     for row in report.rows:
         stack = row.form == "experts" and not row.is_candidate
         if stack or row.unreached or row.module in locks:
-            groups.pop(holder_of(row), None)
+            groups.pop(row.holder, None)
     return Problem(
         report=report,
         settings=settings,

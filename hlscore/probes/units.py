@@ -108,11 +108,6 @@ class ProbeSet:
         """All sequences, those of the first half first."""
         return [item for half in self.halves for group in half for item in group]
 
-    @property
-    def count(self) -> int:
-        """What the sum of the loss is divided by."""
-        return sum(map(sum, self.counts))
-
 
 def split_halves(
     units: Sequence[ProbeUnit], *, groups: int, seed: int

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ModelError, UsageError
-from hlscore.exporters.adapter_config import full_name, needs_parameter_name
+from hlscore.exporters.adapter_config import needs_parameter_name
 from hlscore.inputs.hub import ADAPTER_PREFIX
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def expected_trainables(
         holder, _, leaf = item.parameter.rpartition(".")
         place, names = f"{ADAPTER_PREFIX}{item.module}", []
         if item.mode == "full":
-            place = f"{ADAPTER_PREFIX}{full_name(item)}.modules_to_save.{adapter}"
+            place = f"{ADAPTER_PREFIX}{item.holder}.modules_to_save.{adapter}"
             copy = modules.get(place)
             # Experts may hold a norm; whatever is ranked by itself lies in no copy.
             leaves = [leaf] if copy is None else [name for name, _ in copy.named_parameters()]

@@ -16,7 +16,7 @@ import numpy as np
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.exporters.adapter_config import full_name, lora_name
+from hlscore.exporters.adapter_config import lora_name
 from hlscore.exporters.base_weights import base_weights
 from hlscore.exporters.exporter import Export, Exporter, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
@@ -48,7 +48,7 @@ def _files(export: Export) -> dict[str, str | Writer]:
             )
         # Full modules with their biases and buffers. A tied weight is copied once for each of its
         # names: PEFT looks for all of them.
-        holders = tuple(f"{full_name(item)}." for item in plan.full)
+        holders = tuple(f"{item.holder}." for item in plan.full)
         tensors = {name: each for name, each in stored.items() if name.startswith(holders)}
         for item in plan.full:
             tied = (other for other in plan.skipped if other.tied_to == item.module)
@@ -77,10 +77,10 @@ def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
         if item.form == "experts":
             # Adapters on one module lie inside each other, in the order in which models declare
             # the tensors of their experts: the last map comes last.
-            holder = full_name(item)
+            holder = item.holder
             stacks = [
                 other for other in plan.lora_modules
-                if other.form == "experts" and full_name(other) == holder
+                if other.form == "experts" and other.holder == holder
             ]  # fmt: skip
             stacks.sort(key=lambda other: ("down" in other.kind, other.kind))
             name = holder + ".base_layer" * (len(stacks) - 1 - stacks.index(item))
