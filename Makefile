@@ -26,7 +26,7 @@ picture: $(VENV)/ready-dev  ## Draw the picture of the README again.
 	$(BIN)/python benchmarks/picture.py
 
 # Goes on where it was stopped; the tables read what the trainings left in benchmarks/.models.
-EVIDENCE := study ranks replicas movement movement_choices rlvr cost tables rewards_table \
+EVIDENCE := study ranks replicas movement movement_choices movement_longer rlvr cost tables rewards_table \
 	movement_tables figure
 evidence: $(VENV)/ready-dev  ## Run the whole evidence study again (days on two cores).
 	for part in $(EVIDENCE); do \

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from arms import Arm, Planner, full_modules, hybrid
 from bases import BASES, REPLICAS
@@ -37,6 +37,8 @@ SPECTRAL = "hybrid spectral"
 # The loss that the tails of trials would gain, and that times `hls`; of a gated pair only one.
 BY_GAIN = "hybrid gain of trials"
 BY_PRODUCT = "hybrid gain times hls of trials"
+# The trials of these tables; `movement_longer.py` compares them with longer ones.
+SHORT: dict[str, Any] = {"movement": "trial", "trial_steps": 8}
 # No plan by size alone is an arm: twelve matrices of an MLP are the largest, all of one size.
 DRAWS = 2
 # A short search for rates: from where hybrids with large modules had theirs in the earlier study,
@@ -69,10 +71,10 @@ def study_of(base: str, task: str) -> Study:
 
 def planners_of(study: Study) -> dict[Source, Planner]:
     """What makes plans from trials, and from gradients."""
-    sources: dict[Source, str] = {"trials": "trial", "gradients": "gradient"}
+    sources: dict[Source, dict[str, Any]] = {"trials": SHORT, "gradients": {}}
     return {
-        source: Planner(report=scored(study, study.model(), PROBES, movement=movement), rank=RANK)
-        for source, movement in sources.items()
+        source: Planner(report=scored(study, study.model(), PROBES, **options), rank=RANK)
+        for source, options in sources.items()
     }
 
 

@@ -52,9 +52,9 @@ def cross_fitted_tail(a: torch.Tensor, b: torch.Tensor, rank: int) -> float:
 def gains_and_hls(study: Study) -> tuple[dict[str, float], dict[str, float]]:
     """First-order gain of the tails in nats per counted token, and `hls` of trials, by module."""
     means = {}
-    for movement in ("trial", "gradient"):
+    for movement, options in (("trial", {"trial_steps": 8}), ("gradient", {})):
         with kept_means() as found:
-            scored(study, study.model(), PROBES, movement=movement, weight_scores=False)
+            scored(study, study.model(), PROBES, movement=movement, weight_scores=False, **options)
         means[movement] = found
     gains, hls = {}, {}
     for name, (a, b) in means["trial"].items():

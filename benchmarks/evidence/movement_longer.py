@@ -40,7 +40,7 @@ from hlscore.settings.plan import PlanSettings
 
 # Number of examples and options of `rank` of each way to score.
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
-    BY_TRIALS: (PROBES, {}),
+    BY_TRIALS: (PROBES, {"trial_steps": 8}),
     "hybrid hls of trials of 64 steps": (PROBES, {"trial_steps": 64}),
     "hybrid hls of trials of 64 steps, 512 examples": (2 * PROBES, {"trial_steps": 64}),
 }

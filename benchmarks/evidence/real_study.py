@@ -79,9 +79,9 @@ ARMS = (
 # `SAMPLES` unless told otherwise.
 WAYS: dict[str, dict[str, Any]] = {
     GRADIENTS: {"movement": "gradient"},
-    TRIALS: {"movement": "trial"},
+    TRIALS: {"movement": "trial", "trial_steps": 8},
     **{
-        f"{TRIALS}, rate {rate}": {"movement": "trial", "trial_rate": rate}
+        f"{TRIALS}, rate {rate}": {"movement": "trial", "trial_rate": rate, "trial_steps": 8}
         for rate in (0.0003, 0.001, 0.003)
     },
     **{
