@@ -214,7 +214,7 @@ def test_a_hub_data_set_is_never_streamed_without_a_limit(
 
 @pytest.mark.parametrize(
     ("data", "steps", "expected"),
-    [("org/data", 60, 686), ("org/data", 2, 256), ("a.jsonl", 60, 0), (None, 60, 0),
+    [("org/data", 60, 686), ("org/data", 2, 512), ("a.jsonl", 60, 0), (None, 60, 0),
      ("builtin:new", 60, 0)],
 )  # fmt: skip
 def test_examples_of_a_training(data: str | None, steps: int, expected: int) -> None:

@@ -30,7 +30,6 @@ from hlscore.planning.memory import (
     full_training,
     memory_use,
 )
-from hlscore.planning.problem import holder_of
 from hlscore.records import ModuleRow
 from hlscore.settings import CandidateSettings, MemorySettings, ModelSettings
 
@@ -71,7 +70,7 @@ def wrap(model: PreTrainedModel, choices: Sequence[Choice], master: torch.dtype)
         r=RANK,
         target_modules=[row.module for row in lora if row.form in linear] or "dummy-target-modules",
         target_parameters=[row.parameter for row in lora if row.form not in linear] or None,
-        modules_to_save=sorted({holder_of(item.row) for item in choices if item.mode == "full"}),
+        modules_to_save=sorted({item.row.holder for item in choices if item.mode == "full"}),
         ensure_weight_tying=True,
         fan_in_fan_out=any(row.form == "conv1d" for row in lora),
     )
