@@ -406,7 +406,7 @@ class TrialRun(Run):
         wanted = self.settings
         steps = wanted.steps_of(min(map(len, self._trials.values())))
         usual = wanted.trial_steps or DEFAULT_TRIAL_STEPS
-        reason = "each example is seen once" if wanted.trial_steps else "each has two examples"
+        reason = "each example is seen once" if wanted.trial_steps else "a step has two examples"
         fewer = f"(not {usual}: {reason}) " if steps < usual else ""
         yield (
             f"{wanted.trials} trials of {steps} steps {fewer}at learning rate "

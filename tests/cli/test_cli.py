@@ -180,7 +180,7 @@ def test_rank_scores_trials_unless_told_otherwise(tmp_path: Path) -> None:
     found = hlscore(*command)
     assert found.code == 0, found.err
     assert "exact weight updates" in found.out
-    assert "4 trials of 4 steps (not 64: each has two examples)" in found.out
+    assert "4 trials of 4 steps (not 64: a step has two examples)" in found.out
     # Ranks by trials did no better than one rank, so no such plan is advertised.
     assert "--ranks" not in found.out
     written = (tmp_path / "hlscore-out" / "builtin-tiny" / "plan.json").read_bytes()

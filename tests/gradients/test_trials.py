@@ -329,7 +329,7 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     ("steps", "said"),
     [
         (50, "4 trials of 6 steps (not 50: each example is seen once)"),
-        (None, "4 trials of 3 steps (not 64: each has two examples)"),
+        (None, "4 trials of 3 steps (not 64: a step has two examples)"),
     ],
 )
 def test_a_trial_takes_no_more_steps_than_it_has_examples(steps: int | None, said: str) -> None:
