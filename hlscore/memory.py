@@ -34,7 +34,7 @@ def free_bytes(device: torch.device) -> int:
         limit_file, used_file, cached = _GROUP_FILES[version]
         with suppress(OSError, ValueError):  # no such group, or `max`
             free = int((folder / limit_file).read_text()) - int((folder / used_file).read_text())
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 figures = (folder / "memory.stat").read_text().splitlines()
                 free += sum(int(n) for name, n in map(str.split, figures) if name == cached)
             available = min(available, max(0, free))

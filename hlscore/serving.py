@@ -24,7 +24,7 @@ from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
 from hlscore.inputs.hub import ADAPTER_PREFIX, read_json
 from hlscore.inputs.tensor_files import DTYPES, INDEX_FILE, NewTensor, StoredTensor, write_tensors
-from hlscore.inputs.trained import Adapter, LowRank, energy_of
+from hlscore.inputs.trained import Adapter, LowRank, diverged, energy_of
 from hlscore.inputs.weights import tied_names
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
@@ -218,6 +218,8 @@ def merge_writers(adapter: Adapter, advance: Callable[[int], None]) -> dict[str,
 
         def chunks() -> Iterator[bytes]:
             for part in adapter.trained(name):
+                if not bool(torch.isfinite(part).all()):
+                    raise diverged(adapter, name)
                 rounded = part.to(dtype).contiguous()
                 yield rounded.reshape(-1).view(torch.uint8).numpy().tobytes()
             advance(1)

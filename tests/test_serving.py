@@ -226,6 +226,7 @@ on_experts: Make = partial(
         ("extract-lora", partial(diverged, name="down_proj"), (), "holds NaN or infinity in"),
         ("extract-lora", partial(diverged, name="lora_A"), (), "holds NaN or infinity in"),
         ("merge", on_experts, (), "is stored in pieces"),
+        ("merge", partial(diverged, name="lora_B"), (), "holds NaN or infinity in"),
         ("merge", of_another_base, (), "is an adapter for other modules"),
         ("extract-lora", of_another_base, ("--max-rank", "1024"), "--max-rank is 1024"),
     ],

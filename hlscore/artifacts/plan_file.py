@@ -16,7 +16,10 @@ from hlscore.artifacts.plan import SCHEMA_VERSION, Plan
 from hlscore.errors import ArtifactError, HlscoreError, UsageError
 from hlscore.records import ScoreReport
 
-_HINT = "`hlscore rank` and `hlscore plan` write plan.json."
+_HINT = (
+    "`hlscore rank` and `hlscore plan` write plan.json. One of another version is made again: "
+    "hlscore plan scores.parquet."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,11 @@ class TrialRun(Run):
             self.model, self.sources, self._optimizer, checkpointing=self.settings.checkpointing
         )
 
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps of every trial: as many as the one with the fewest examples takes."""
+        return self.settings.steps_of(min(map(len, self._trials.values())))
+
     def run(self) -> float:
         """Find a rate where none is given, run every trial, and put the weights back.
 
@@ -96,7 +101,7 @@ class TrialRun(Run):
         if len(sizes) < wanted or min(sizes) < 2:
             raise CaptureError(
                 f"{sum(sizes)} probe examples with a loss are too few for {wanted} trials of at "
-                "least 2 optimizer steps.",
+                "least two each; copies of an example stay in one trial.",
                 hint="Give more examples (--samples), or use --movement gradient.",
             )
         with self._base_weights_kept(), torch.enable_grad(), self._capture:
@@ -222,8 +227,7 @@ class TrialRun(Run):
                 self.progress.advance(_tokens(units))
                 continue
             self.here = RunPosition(half=half, group=group)
-            steps = self.settings.steps_of(len(units))
-            self._train(units, self.state.rate, steps, trial=number)
+            self._train(units, self.state.rate, self._steps, trial=number)
             sizes: list[torch.Tensor] = []
             self.gradients.begin_batch(half, 1.0)
             for name in self._weights:
@@ -404,9 +408,9 @@ class TrialRun(Run):
     def notes(self) -> Iterator[str]:
         """Remarks on the trials: rate, steps, and what memory allowed."""
         wanted = self.settings
-        steps = wanted.steps_of(min(map(len, self._trials.values())))
-        usual = wanted.trial_steps or DEFAULT_TRIAL_STEPS
-        reason = "each example is seen once" if wanted.trial_steps else "a step has two examples"
+        steps, usual = self._steps, wanted.trial_steps or DEFAULT_TRIAL_STEPS
+        by_twos = not wanted.trial_steps and 2 * steps <= min(map(len, self._trials.values()))
+        reason = "a step has two examples" if by_twos else "each example is seen once"
         fewer = f"(not {usual}: {reason}) " if steps < usual else ""
         yield (
             f"{wanted.trials} trials of {steps} steps {fewer}at learning rate "

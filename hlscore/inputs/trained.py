@@ -390,11 +390,16 @@ def energy_of(update: Update, trained: Trained, item: Candidate) -> float:
         parts = torch.split(rows, max(1, _BLOCK_NUMBERS // rows.shape[-1]))
         energy = sum(float(part.double().square_().sum()) for part in parts)
     if not math.isfinite(energy):
-        raise ModelError(
-            f"'{trained.name}' or the base holds NaN or infinity in {item.parameter}.",
-            hint="The training has diverged there: name an earlier checkpoint.",
-        )
+        raise diverged(trained, item.parameter)
     return energy
+
+
+def diverged(trained: Trained, parameter: str) -> ModelError:
+    """The error of a training that holds a weight which is not finite."""
+    return ModelError(
+        f"'{trained.name}' or the base holds NaN or infinity in {parameter}.",
+        hint="The training has diverged there: name an earlier checkpoint.",
+    )
 
 
 def open_trained(

@@ -49,7 +49,8 @@ def print_forecast(
         if device == "cpu":
             whole = memory(found.peak_bytes + found.process_bytes)
             usage += f"\n{whole} for the process, libraries included"
-        steps = capture.steps_of(probes.examples // capture.trials)
+        units = (group for half in found.probes.units for group in half)
+        steps = capture.steps_of(min(map(len, units), default=2))
         search = ", and a search for the learning rate" if capture.trial_rate is None else ""
         trials = (
             f"{capture.trials} of {steps} steps{search}; the peak holds a copy of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,22 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
 def test_a_trial_takes_no_more_steps_than_it_has_examples(steps: int | None, said: str) -> None:
     report = run_report("llama", EXAMPLES, options(trials=4, trial_steps=steps))
     assert any(note.startswith(said) for note in report.run.notes)
+
+
+def test_all_trials_take_as_many_steps_as_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of an example stay in one trial, which has more examples then."""
+    steps, real = [], TrialRun._train
+
+    def noted(self: TrialRun, units: Any, rate: float, count: int, *, trial: int) -> None:
+        steps.append((len(units), count))
+        real(self, units, rate, count, trial=trial)
+
+    monkeypatch.setattr(TrialRun, "_train", noted)
+    rows = (*EXAMPLES.rows, *(EXAMPLES.rows[0],) * 30)
+    run_report("llama", replace(EXAMPLES, rows=rows), options(trials=4, trial_steps=None))
+    sizes, counts = zip(*steps, strict=True)
+    assert max(sizes) > 2 * min(sizes)
+    assert set(counts) == {max(2, min(sizes) // 2)}
 
 
 def test_the_default_is_64_steps_where_there_are_examples_for_them() -> None:
