@@ -26,8 +26,8 @@ picture: $(VENV)/ready-dev  ## Draw the picture of the README again.
 	$(BIN)/python benchmarks/picture.py
 
 # Goes on where it was stopped; the tables read what the trainings left in benchmarks/.models.
-EVIDENCE := study ranks replicas movement movement_choices movement_longer rlvr cost tables rewards_table \
-	movement_tables figure
+EVIDENCE := study ranks replicas movement movement_choices movement_longer rlvr \
+	cost tables rewards_table movement_tables figure
 evidence: $(VENV)/ready-dev  ## Run the whole evidence study again (days on two cores).
 	for part in $(EVIDENCE); do \
 	$(TEST_ENV) $(BIN)/python benchmarks/evidence/$$part.py || exit; done

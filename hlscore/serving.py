@@ -24,7 +24,7 @@ from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
 from hlscore.inputs.hub import ADAPTER_PREFIX, read_json
 from hlscore.inputs.tensor_files import DTYPES, INDEX_FILE, NewTensor, StoredTensor, write_tensors
-from hlscore.inputs.trained import Adapter, LowRank, diverged, energy_of
+from hlscore.inputs.trained import Adapter, LowRank, diverged
 from hlscore.inputs.weights import tied_names
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
@@ -96,8 +96,9 @@ def plain_adapter(
     served = []
     for item in items:
         lora, update, error = adapter.lora.get(item.parameter), adapter.update(item), 0.0
-        if update is not None:
-            energy_of(update, adapter, item)  # refuses a training that has diverged
+        parts = (update.left, update.right) if isinstance(update, LowRank) else (update,)
+        if not all(part is None or bool(torch.isfinite(part).all()) for part in parts):
+            raise diverged(adapter, item.parameter)
         if isinstance(update, LowRank) and update.rank > max_rank:
             update = update.dense()
         if isinstance(update, torch.Tensor):

@@ -198,8 +198,8 @@ def of_another_base(folder: Path) -> None:
     save_model(folder / "base", model=FAMILIES["gpt2"].build())
 
 
-def diverged(folder: Path, name: str, config: dict[str, Any] = HYBRID) -> None:
-    made(folder, "llama", config)
+def diverged(folder: Path, name: str) -> None:
+    made(folder, "llama", HYBRID)
     path = folder / "run" / "adapter_model.safetensors"
     tensors = load_file(path)
     next(tensor for key, tensor in tensors.items() if name in key).view(-1)[3] = torch.nan

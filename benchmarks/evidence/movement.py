@@ -8,7 +8,7 @@ from the published result of `study.py`. `movement_tables.py` makes the tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any, Literal
@@ -127,21 +127,27 @@ def published_rates(task: str) -> dict[str, Rates]:
     return {name: (found["full_rate"], found["lora_rate"]) for name, found in first.items()}
 
 
-def run_part(part: str, base: str, task: str) -> None:
-    """Run the arms of a part: the first base model tunes its rates, the others take them."""
-    study = study_of(base, task)
-    print(f"{part}, {base}, {task}", flush=True)
+def run_arms(study: Study, arms: Iterable[Arm]) -> None:
+    """Run arms: the first base model searches their rates, the others take them."""
+    base, task = study.base, study.task.name
     if base == FIRST:
         rates = published_rates(task)
     else:
         rates = {n: rates_of(entry) for n, entry in study_of(FIRST, task).journal.arms.items()}
-    planners = planners_of(study)
-    arms = gain_arms(study, planners["trials"]) if part == GAINS else PARTS[part](planners)
     for arm in arms:
         if base != FIRST or arm.name in rates:
             study.run(arm, rates[arm.name])
         else:
             study.run(arm, seeds=TUNING_SEEDS[:1], **SEARCH[arm.kind])
+
+
+def run_part(part: str, base: str, task: str) -> None:
+    """Run the arms of a part."""
+    study = study_of(base, task)
+    print(f"{part}, {base}, {task}", flush=True)
+    planners = planners_of(study)
+    arms = gain_arms(study, planners["trials"]) if part == GAINS else PARTS[part](planners)
+    run_arms(study, arms)
 
 
 PARTS = {"deciding": deciding_arms, "ranks": ranks_arms, "others": other_arms}

@@ -18,9 +18,8 @@ from movement import (
     APART,
     BY_TRIALS,
     DRAWS,
-    SEARCH,
     UNIFORM_RANKS,
-    published_rates,
+    run_arms,
     study_of,
 )
 from movement_tables import (
@@ -34,7 +33,7 @@ from movement_tables import (
 from published import heading, publish
 from replicas import FIRST, LARGEST, largest
 from study import PROBES, RANK, asked, scored
-from trials import TUNING_SEEDS, Study, rates_of
+from trials import Study
 
 from hlscore.settings.plan import PlanSettings
 
@@ -44,6 +43,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "hybrid hls of trials of 64 steps": (PROBES, {"trial_steps": 64}),
     "hybrid hls of trials of 64 steps, 512 examples": (2 * PROBES, {"trial_steps": 64}),
 }
+BASES = (FIRST, *REPLICAS)
 ONE_OF_PAIR = APART.removeprefix(BY_TRIALS)
 LAST_LAYERS = "hybrid largest of the last layers"
 NAMES = (*(f"{way}{rule}" for way in WAYS for rule in ("", ONE_OF_PAIR)), LAST_LAYERS, LARGEST)
@@ -70,21 +70,6 @@ def arms(study: Study) -> Iterator[Arm]:
         yield largest(planner, f"{LARGEST} {draw}", draw, len(full_modules(last)))
 
 
-def run(base: str, task: str) -> None:
-    """Run every arm: the first base model searches its rates, the others take them."""
-    study = study_of(base, task)
-    print(f"{base}, {task}", flush=True)
-    if base == FIRST:
-        rates = published_rates(task)
-    else:
-        rates = {n: rates_of(entry) for n, entry in study_of(FIRST, task).journal.arms.items()}
-    for arm in arms(study):
-        if arm.name in rates:
-            study.run(arm, rates[arm.name])
-        else:
-            study.run(arm, seeds=TUNING_SEEDS[:1], **SEARCH[arm.kind])
-
-
 def publish_tables() -> None:
     """Write what base models have finished on every task."""
     cells = {(base, task): arms_of(base, task) for base, task in product(BASES, TASKS)}
@@ -102,14 +87,13 @@ def publish_tables() -> None:
     publish("longer", lines, "evidence_movement_longer", content)
 
 
-BASES = (FIRST, *REPLICAS)
-
-
 def main() -> None:
     """Read the command line and run."""
     options = asked(__doc__, BASES)
     for base, task in product(options.base, options.task):
-        run(base, task)
+        study = study_of(base, task)
+        print(f"{base}, {task}", flush=True)
+        run_arms(study, arms(study))
     publish_tables()
 
 

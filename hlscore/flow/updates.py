@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from hlscore.gradients.tails import energies_of
 from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.stored_weights import Rows
-from hlscore.inputs.trained import Adapter, LowRank, Trained, Update, energy_of, open_trained
+from hlscore.inputs.trained import Adapter, LowRank, Trained, Update, diverged, open_trained
 from hlscore.planning.problem import check_run_settings
 from hlscore.records import NO_PROBES, Candidate, GradientStatistics, WeightStatistics
 from hlscore.scores.registry import find_score
@@ -144,7 +145,13 @@ class _Training:
         update = self.trained.update(item, rows)
         if update is None:
             return None
-        energy = energy_of(update, self.trained, item)
+        if isinstance(update, LowRank):
+            left, right = update.left.mT @ update.left, update.right @ update.right.mT
+            energy = float((left.double() * right.double()).sum())
+        else:
+            energy = float(energies_of(update).sum())
+        if not math.isfinite(energy):
+            raise diverged(self.trained, item.parameter)
         self.energy += energy
         if isinstance(update, LowRank):
             return update

@@ -376,24 +376,6 @@ Trained = Checkpoint | Adapter
 Update = torch.Tensor | LowRank
 
 
-def energy_of(update: Update, trained: Trained, item: Candidate) -> float:
-    """Squared Frobenius norm of the update of a weight.
-
-    Raises:
-        ModelError: The update is not finite.
-    """
-    if isinstance(update, LowRank):
-        left, right = update.left.mT @ update.left, update.right @ update.right.mT
-        energy = float((left.double() * right.double()).sum())
-    else:
-        rows = update.flatten(0, -2)
-        parts = torch.split(rows, max(1, _BLOCK_NUMBERS // rows.shape[-1]))
-        energy = sum(float(part.double().square_().sum()) for part in parts)
-    if not math.isfinite(energy):
-        raise diverged(trained, item.parameter)
-    return energy
-
-
 def diverged(trained: Trained, parameter: str) -> ModelError:
     """The error of a training that holds a weight which is not finite."""
     return ModelError(
