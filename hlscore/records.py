@@ -441,6 +441,7 @@ class RunInfo(Scored):
     dtype: str
     sketch_size: int | None = None  # columns of a sketch; `None` with exact gradients
     trial_rate: float | None = None  # learning rate, found or given; `None` without trials
+    trial_steps: int | None = None  # that every trial took; `None` without trials
     versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that computed
     # Of sampling, the probe run and the decompositions, all starts of a resumed run together.
     wall_seconds: float = 0.0

@@ -102,6 +102,7 @@ def test_a_saved_model_is_never_loaded(tmp_path: Path, monkeypatch: pytest.Monke
         (("--objective", "dpo"), "--objective is for probes"),
         (("--estimator", "sketch"), "--estimator is for probes"),
         (("--no-checkpointing",), "--checkpointing is for probes"),
+        (("--trial-steps", "3"), "--trial-steps is for probes"),
         (("--dtype", "bfloat16"), "--dtype is for probes"),
         (("--shard",), "--shard is for probes"),
         (("--resume",), "--resume continues stored probes"),

@@ -117,6 +117,7 @@ def facts_of(content: Plan | ScoreReport) -> dict[str, Value]:
         "device": run.device,
         "dtype": run.dtype,
         "learning rate of trials": run.trial_rate,
+        "steps of trials": run.trial_steps,
         "hlscore": run.hlscore_version,
         **run.versions,
     }

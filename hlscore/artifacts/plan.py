@@ -271,6 +271,9 @@ class PlanProvenance(_Strict, Scored):
     trial_rate: float | None = Field(
         default=None, description="Learning rate of the trials, found or given; null without."
     )
+    trial_steps: _Count | None = Field(
+        default=None, description="Optimizer steps that every trial took; null without trials."
+    )
     versions: dict[str, str]
     probes: PlanProbes
     settings: dict[str, object] = Field(description="Full settings of the run that scored.")

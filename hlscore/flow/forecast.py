@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.rank import encode_probes
 from hlscore.flow.weights_alone import modules_to_plan, opened
-from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, with_movement
+from hlscore.gradients.estimator import EstimatorChoice, choose_estimator
+from hlscore.gradients.movement import trial_steps, with_movement
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.hub import BUILTIN_PREFIX, looks_like_path
 from hlscore.inputs.identity import identify
@@ -46,6 +47,7 @@ class Forecast:
     weight_bytes: int
     gradient_bytes: int  # gradient sums or sketches
     activation_bytes: int  # of the largest batch, an estimate
+    trial_steps: int | None  # of every trial; `None` without trials
     copy_bytes: int  # the copy of the base weights that trials keep; 0 without trials
     generation_bytes: int  # cache and logits while completions are sampled; 0 where none are
     process_bytes: int  # what the process holds beside tensors: the libraries
@@ -74,12 +76,11 @@ def forecast(
     """Say what a run would do."""
     modules, budget_unit, budget_limit = _modules(model, settings)
     chosen = candidates_of(modules)
-    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
-    settings, notes = with_movement(model, chosen, settings, examples=count)
+    decided, notes = with_movement(model, chosen, settings)
     sampled = settings.objective.samples_rollouts
     if isinstance(examples, ExampleSet) and sampled:
         examples = _longest_rollouts(model, tokenizer, examples, settings.objective)
-    probes = encode_probes(model, tokenizer, examples, settings)
+    probes, settings, few = encode_probes(model, tokenizer, examples, settings, decided)
     dtype = planned_dtype(model.config, settings.model)
     generation_bytes = 0
     if sampled:
@@ -109,12 +110,13 @@ def forecast(
     return Forecast(
         modules=modules,
         settings=settings,
-        notes=(*notes, *probes.summary.notes),
+        notes=(*notes, *few, *probes.summary.notes),
         probes=probes,
         choice=choice,
         weight_bytes=weight_bytes,
         gradient_bytes=gradient_bytes,
         activation_bytes=choice.needs.activations,
+        trial_steps=trial_steps(probes, settings.capture),
         copy_bytes=dtype.itemsize * weights if settings.capture.movement == "trial" else 0,
         generation_bytes=generation_bytes,
         process_bytes=psutil.Process().memory_info().rss,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hlscore.errors import CaptureError
 from hlscore.flow.result import RankResult, result_of
 from hlscore.flow.weights_alone import modules_to_plan, weight_statistics
-from hlscore.gradients.estimator import with_movement
+from hlscore.gradients.movement import with_enough_probes, with_movement
 from hlscore.gradients.passes import weights_as_trained
 from hlscore.gradients.run import capture, reduce
 from hlscore.gradients.sources import out_of_reach
@@ -72,8 +72,7 @@ def rank_model(
     score = find_score(settings.plan.score)
     modules = modules_to_plan(model, identity, settings)
     planned = candidates_of(modules)
-    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
-    settings, remarks = with_movement(model, planned, settings, examples=count)
+    decided, remarks = with_movement(model, planned, settings)
     rollouts = None
     if settings.objective.samples_rollouts and isinstance(examples, ExampleSet):
         examples = rollouts = sample_rollouts(
@@ -88,9 +87,8 @@ def rank_model(
             # The run may have been stopped while it sampled.
             stored = any(processes.gather(unfinished_runs(storage.folder, (".safetensors",))))
             storage = replace(storage, resume=stored)
-    probes = examples
-    if not isinstance(probes, ProbeSet):
-        probes = encode_probes(model, tokenizer, probes, settings)
+    probes, settings, few = encode_probes(model, tokenizer, examples, settings, decided)
+    remarks = (*remarks, *few)
 
     began = time.perf_counter()
     modules = tuple(
@@ -129,6 +127,7 @@ def rank_model(
         dtype=str(model.dtype).removeprefix("torch."),
         sketch_size=captured.sketch_size,
         trial_rate=captured.trial_rate,
+        trial_steps=captured.trial_steps,
         notes=remarks,
         rollouts=rollouts,
     )
@@ -140,25 +139,43 @@ def rank_model(
 def encode_probes(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: ExampleSet | RolloutSet,
+    examples: ExampleSet | RolloutSet | ProbeSet,
     settings: RankSettings,
-) -> ProbeSet:
-    """Tokenize probe examples as the settings of a run say."""
+    decided: RankSettings,
+) -> tuple[ProbeSet, RankSettings, tuple[str, ...]]:
+    """Tokenize probe examples as the settings of a run say.
+
+    Args:
+        settings: As they were given.
+        decided: With the movement that the model allows.
+
+    Returns:
+        The probes, the settings with the movement that they allow too, and a note if it changed.
+    """
     if isinstance(examples, ExampleSet) and examples.format == "rollouts":
         examples = rollouts_from(
             examples, tokenizer, model, samples=settings.data.samples, seed=settings.seed
         )
-    return encode(
-        examples,
-        tokenizer,
-        model,
-        objective=settings.objective,
-        max_length=settings.data.max_length,
-        groups=settings.capture.groups,
-        seed=settings.seed,
-        # With trials each group is the data of one.
-        batch_size=None if settings.capture.movement == "trial" else settings.capture.batch_size,
-    )
+
+    def encoded(settings: RankSettings) -> ProbeSet:
+        if isinstance(examples, ProbeSet):
+            return examples
+        by_trials = settings.capture.movement == "trial"
+        return encode(
+            examples,
+            tokenizer,
+            model,
+            objective=settings.objective,
+            max_length=settings.data.max_length,
+            groups=settings.capture.groups,
+            seed=settings.seed,
+            # With trials each group is the data of one.
+            batch_size=None if by_trials else settings.capture.batch_size,
+        )
+
+    probes = encoded(decided)
+    enough, notes = with_enough_probes(probes, settings, decided)
+    return probes if enough is decided else encoded(enough), enough, notes
 
 
 def sample_rollouts(

@@ -92,6 +92,7 @@ def result_of(
     dtype: str,
     sketch_size: int | None = None,
     trial_rate: float | None = None,
+    trial_steps: int | None = None,
     notes: tuple[str, ...] = (),
     rollouts: RolloutSet | None = None,
 ) -> RankResult:
@@ -123,6 +124,7 @@ def result_of(
             estimator=estimator,
             sketch_size=sketch_size,
             trial_rate=trial_rate,
+            trial_steps=trial_steps,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             dtype=dtype,
             versions={

@@ -3,100 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
-from hlscore.errors import CaptureError, UsageError
+from hlscore.errors import UsageError
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
 from hlscore.inputs.examples import cut
 from hlscore.inputs.tokens import embedding_rows
-from hlscore.inputs.weights import is_sharded
-from hlscore.memory import USABLE_SHARE, fixed_weight, free_bytes
+from hlscore.memory import USABLE_SHARE, free_bytes
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
 from hlscore.probes.units import ProbeSet, by_length
 from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
 from hlscore.settings import CaptureSettings, RankSettings
-from hlscore.settings.capture import OF_GRADIENTS, default_sketch_size
-from hlscore.settings.option import changed
-from hlscore.wording import count, memory
-
-# Of each trial; with fewer examples `auto` means gradients.
-_LEAST_EXAMPLES = 8
-
-
-def with_movement(
-    model: PreTrainedModel,
-    candidates: Sequence[Candidate],
-    settings: RankSettings,
-    *,
-    examples: int,
-) -> tuple[RankSettings, tuple[str, ...]]:
-    """The settings with `movement` decided, and a note where the usual choice was not possible.
-
-    `auto` means trials for supervised fine-tuning with a score that reads them, and one LoRA rank:
-    there they chose better than gradients (benchmarks/evidence). With trials each probe group is
-    the data of one.
-    """
-    capture, score = settings.capture, find_score(settings.plan.score)
-    asked = capture.movement == "trial"
-    if asked and not score.reads_gradients:
-        raise UsageError(
-            f"--movement trial is given, but --score {score.name} does not use trials.",
-            hint="Remove --movement, or use --score hls with --weight-scores for both.",
-        )
-    usual = (
-        capture.movement == "auto"
-        and settings.objective.objective == "sft"
-        and score.needs == "gradients"
-        and not settings.plan.ranks
-        and not set(OF_GRADIENTS).intersection(changed(capture))
-    )
-    if not (asked or usual):
-        return replace(settings, capture=replace(capture, movement="gradient")), ()
-    weights = list(model.parameters())
-    on_meta = [weight.is_meta for weight in weights]
-    copied = sum(weight.nbytes for weight in weights)
-    wanted = capture.trials * (capture.trial_steps or _LEAST_EXAMPLES)
-    obstacle = ""
-    if settings.model.load_in or any(item.quantized for item in candidates):
-        obstacle = "quantized weights cannot be moved"
-    elif settings.model.shard or is_sharded(model):
-        obstacle = "sharded weights cannot be moved"
-    elif any(on_meta) and not all(on_meta):
-        obstacle = "offloaded weights cannot be moved"
-    elif score.needs == "whole gradients":
-        obstacle = f"the score '{score.name}' needs gradients"
-    elif not asked and examples < wanted:
-        obstacle = f"{count(examples, 'example')} are too few, {wanted} would do"
-    elif fixed := fixed_weight({i.module: model.get_parameter(i.parameter) for i in candidates}):
-        if asked:
-            raise CaptureError(
-                f"The weight of '{fixed}' lies in memory that is read-only, or shared with a file "
-                "or with other processes.",
-                hint="Load the model into memory of this process, or use --movement gradient.",
-            )
-        obstacle = "weights lie in memory that is read-only or shared"
-    elif not asked and copied > USABLE_SHARE * free_bytes(torch.device("cpu")):
-        obstacle = f"a copy of the weights takes {memory(copied)} of the host's memory"
-    if obstacle and asked:
-        raise UsageError(
-            f"--movement trial cannot be used: {obstacle}.",
-            hint="Use --score hls, or gradients: without --movement and options of trials."
-            if score.needs == "whole gradients"
-            else "Use --movement gradient, for instance with --score hls_share.",
-        )
-    if obstacle:
-        note = f"Gradients were scored in place of trials: {obstacle}."
-        return replace(settings, capture=replace(capture, movement="gradient")), (note,)
-    trials = replace(capture, movement="trial", groups=capture.trials // 2)
-    return replace(settings, capture=trials), ()
+from hlscore.settings.capture import default_sketch_size
+from hlscore.wording import memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.jackknife import draw_resamples
+from hlscore.gradients.movement import trial_steps
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.progress import ProgressFile
 from hlscore.gradients.self_check import check_weights_kept, sampled_parameters, try_model
@@ -44,6 +45,7 @@ class Captured:
     estimator: str
     sketch_size: int | None  # `None` where gradients are summed exactly
     trial_rate: float | None  # `None` without trials
+    trial_steps: int | None  # of every trial
     earlier_seconds: float  # what a resumed run took before
     notes: tuple[str, ...]
     file: ProgressFile | None
@@ -159,6 +161,7 @@ def capture(
         estimator=choice.estimator,
         sketch_size=choice.sketch_size if sketched else None,
         trial_rate=run.state.rate if by_trials else None,
+        trial_steps=trial_steps(probes, wanted),
         earlier_seconds=0.0 if file is None else file.earlier_seconds,
         notes=(*notes, *run.notes()),
         file=file,

@@ -21,6 +21,7 @@ import torch
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import GradientCapture
+from hlscore.gradients.movement import trial_steps
 from hlscore.gradients.passes import loss_scale
 from hlscore.gradients.probe_run import Run
 from hlscore.gradients.progress import RunPosition
@@ -64,12 +65,8 @@ class TrialRun(Run):
         """Begin with the first trial."""
         super().__post_init__()
         self._weights = dict(self.sources.weights)
-        # The data of each trial, by half and group: the units with a loss.
-        self._trials = {
-            (half, index): [unit for unit in group if unit.sequences or unit.pair]
-            for half, groups in enumerate(self.probes.units)
-            for index, group in enumerate(groups)
-        }
+        self._trials = self.probes.trials
+        self._steps = trial_steps(self.probes, self.settings) or 0
         self._base: dict[str, torch.Tensor] = {}
         devices = {weight.device for weight in self._weights.values()}
         # Room for as many bytes as the weights have, and half of it again.
@@ -85,11 +82,6 @@ class TrialRun(Run):
             self.model, self.sources, self._optimizer, checkpointing=self.settings.checkpointing
         )
 
-    @property
-    def _steps(self) -> int:
-        """Optimizer steps of every trial: as many as the one with the fewest examples takes."""
-        return self.settings.steps_of(min(map(len, self._trials.values())))
-
     def run(self) -> float:
         """Find a rate where none is given, run every trial, and put the weights back.
 
@@ -97,13 +89,6 @@ class TrialRun(Run):
             Mean negative log-likelihood of the counted tokens that were seen with the base
             weights, in nats.
         """
-        wanted, sizes = self.settings.trials, [len(units) for units in self._trials.values()]
-        if len(sizes) < wanted or min(sizes) < 2:
-            raise CaptureError(
-                f"{sum(sizes)} probe examples with a loss are too few for {wanted} trials of at "
-                "least two each; copies of an example stay in one trial.",
-                hint="Give more examples (--samples), or use --movement gradient.",
-            )
         with self._base_weights_kept(), torch.enable_grad(), self._capture:
             if not self.state.rate:
                 rate = self._find_rate()  # puts the losses of its search into the state

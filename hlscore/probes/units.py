@@ -108,6 +108,15 @@ class ProbeSet:
         """All sequences, those of the first half first."""
         return [item for half in self.halves for group in half for item in group]
 
+    @property
+    def trials(self) -> dict[tuple[int, int], list[ProbeUnit]]:
+        """The data of each trial, by half and group: units with a loss."""
+        return {
+            (half, index): [unit for unit in group if unit.sequences or unit.pair]
+            for half, groups in enumerate(self.units)
+            for index, group in enumerate(groups)
+        }
+
 
 def split_halves(
     units: Sequence[ProbeUnit], *, groups: int, seed: int

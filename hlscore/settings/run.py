@@ -139,10 +139,11 @@ class RankSettings:
         refuse_both("--data none", "--update", bool(self.updates) and self.data.without_probes)
         if self.no_probes:
             # Options of probes, and of loading a model. The objective comes first: it decides what
-            # is drawn by default.
+            # is drawn by default. The movement comes last: options of trials decide it.
             beside = ("svd", "bootstrap", "movement") if self.updates else ("data",)
             for part in (self.objective, self.data, self.capture, self.model):
-                for name in changed(part, *beside, *(_READING if part is self.model else ())):
+                names = changed(part, *beside, *(_READING if part is self.model else ()))
+                for name in sorted(names, key=lambda name: name == "movement"):
                     raise UsageError(
                         f"{flag_of(type(part), name)} is for probes, and {self.no_probes} has "
                         "none: weights are read from the files, as they are stored.",

@@ -49,16 +49,16 @@ def print_forecast(
         if device == "cpu":
             whole = memory(found.peak_bytes + found.process_bytes)
             usage += f"\n{whole} for the process, libraries included"
-        units = (group for half in found.probes.units for group in half)
-        steps = capture.steps_of(min(map(len, units), default=2))
         search = ", and a search for the learning rate" if capture.trial_rate is None else ""
         trials = (
-            f"{capture.trials} of {steps} steps{search}; the peak holds a copy of "
+            f"{capture.trials} of {found.trial_steps} steps{search}; the peak holds a copy of "
             f"the base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
         )
         content |= picked(probes, *_PROBES) | picked(choice, "estimator", "sketch_size")
         content |= {"estimator_reason": choice.reason, "movement": capture.movement}
-        content |= picked(found, *_FIGURES)
+        of_trials = ("trials", "trial_rate")
+        content |= picked(capture, *of_trials) if trial else dict.fromkeys(of_trials)
+        content |= picked(found, "trial_steps", *_FIGURES)
         lines |= {
             "probes": f"{probed(probes)}, {probes.total_tokens:,} tokens in all",
             "estimator": choice.reason,

@@ -208,6 +208,7 @@ def test_facts_are_those_of_the_files(plans: Plans) -> None:
         assert facts["training memory"][side] == plan["memory"]["total_bytes"]
         assert facts["seed"][side] == plan["provenance"]["seed"]
         assert facts["torch"][side] == plan["provenance"]["versions"]["torch"]
+        assert facts["steps of trials"][side] == plan["provenance"]["trial_steps"]
     assert (facts["LoRA ranks"]["a"], facts["LoRA ranks"]["b"]) == (None, "2, 4, 8")
     assert all(fact["same"] == (fact["a"] == fact["b"]) for fact in facts.values())
 

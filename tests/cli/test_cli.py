@@ -213,6 +213,8 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> No
     assert as_json["process_bytes"] > 1e8  # torch alone takes more
     assert as_json["probe_seconds"] > 0
     assert as_json["generation_bytes"] == 0
+    assert [as_json[name] for name in ("trials", "trial_steps", "trial_rate")] == [4, 40, None]
+    assert "trials    4 of 40 steps, and a search for the learning rate" in found.out
     ranks = hlscore("rank", "builtin:tiny", "--dry-run", "--ranks", "4,8", "--budget", "100k").out
     assert "at most 100,000 parameters trained in all" in ranks
     sampled = ("rank", "builtin:tiny", "--objective", "grpo", "--reward", "numeric", "--dry-run",

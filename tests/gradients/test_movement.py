@@ -12,24 +12,25 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES
+from problems import completions, run_report
+from tokens import byte_tokenizer
 
 from hlscore.errors import CaptureError, UsageError
-from hlscore.gradients import estimator
-from hlscore.gradients.estimator import with_movement
+from hlscore.flow.forecast import forecast
+from hlscore.gradients.movement import with_movement
+from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.memory import fixed_weight
 from hlscore.settings import CandidateSettings, RankSettings
 
 
-def decided(*, examples: int = 64, quantized: bool = False, **given: Any) -> tuple[str, str, int]:
+def decided(*, quantized: bool = False, **given: Any) -> tuple[str, str, int]:
     """Movement, note and probe groups of a run on a small model."""
     model = given.pop("with_model", None) or FAMILIES["llama"].build()
     found = candidates_of(find_modules(model, CandidateSettings()))
     if quantized:
         found = tuple(replace(item, quantized=True) for item in found)
-    settings, notes = with_movement(
-        model, found, RankSettings.of({"model": "m", **given}), examples=examples
-    )
+    settings, notes = with_movement(model, found, RankSettings.of({"model": "m", **given}))
     return settings.capture.movement, " ".join(notes), settings.capture.groups
 
 
@@ -107,22 +108,58 @@ def test_what_keeps_auto_from_trials_is_said_and_trials_asked_for_are_refused(
         ({"with_model": offloaded}, f"offloaded weights {moved}", "offloaded"),
         ({"with_model": read_only}, fixed, "read-only, or shared with a file"),
         ({"with_model": shared}, fixed, "read-only, or shared with a file"),
-        # This one a run of trials finds out by itself.
-        ({"examples": 31}, "31 examples are too few, 32 would do", ""),
     ]
     for given, reason, refused in cases:
         movement, note, _ = decided(**given)
         assert movement == "gradient"
         assert note == f"Gradients were scored in place of trials: {reason}."
-        if refused:
-            with pytest.raises((UsageError, CaptureError), match=refused):
-                decided(**given, movement="trial")
-        else:
-            assert decided(**given, movement="trial")[0] == "trial"
+        with pytest.raises((UsageError, CaptureError), match=refused):
+            decided(**given, movement="trial")
 
 
 def test_auto_needs_memory_for_a_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimator, "free_bytes", lambda _device: 1000)
+    monkeypatch.setattr("hlscore.gradients.movement.free_bytes", lambda _device: 1000)
     movement, note, _ = decided()
     assert movement == "gradient"
     assert "a copy of the weights takes" in note
+
+
+def with_copies(of_one: int, others: int) -> ExampleSet:
+    """Examples of which one comes many times; copies stay in one trial."""
+    examples = completions(1 + others)
+    return replace(examples, rows=(examples.rows[0],) * of_one + examples.rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("examples", "few"),
+    [
+        (completions(31), "31 examples are too few, 32 would do"),
+        (completions(32), ""),
+        (with_copies(30, 3), "33 examples with a loss are too few for 4 trials of at least two"),
+        (with_copies(30, 10), ""),
+    ],
+)
+def test_the_run_and_its_dry_run_go_by_the_examples_of_each_trial(
+    examples: ExampleSet, few: str
+) -> None:
+    model, given = FAMILIES["llama"].build(), {"model": "m", "trial_rate": 1e-3}
+    usual = RankSettings.of({"model": "m", "bootstrap": 0})
+    foreseen = forecast(model, byte_tokenizer(), examples, usual, torch.device("cpu"))
+    report = run_report(model, examples, usual)
+    for movement, notes, steps in (
+        (foreseen.settings.capture.movement, foreseen.notes, foreseen.trial_steps),
+        (report.run.movement, report.run.notes, report.run.trial_steps),
+    ):
+        said = [note for note in notes if "Gradients were scored in place of trials" in note]
+        assert movement == ("gradient" if few else "trial")
+        assert bool(said) == bool(few) == (steps is None)
+        assert few in "".join(said)
+    assert report.run.trial_steps == foreseen.trial_steps
+    asked = RankSettings.of(given)
+    if few and "with a loss" in few:
+        with pytest.raises(CaptureError, match=few):
+            run_report(model, examples, asked)
+        with pytest.raises(CaptureError, match=few):
+            forecast(model, byte_tokenizer(), examples, asked, torch.device("cpu"))
+    else:
+        assert run_report(model, examples, asked).run.movement == "trial"
