@@ -61,6 +61,8 @@ JOURNALS = RESULTS / "real"
 # The arms of the study in their order; `equal size` stands for the rank of equal size.
 EQUAL_SIZE = "equal size"
 ONE_OF_PAIR = ", gate or up"
+# The best module of each of as many layers as the plan has modules: no crowding.
+ONE_A_LAYER = ", one a layer"
 GATE_OR_UP = f"hybrid hls of {TRIALS}{ONE_OF_PAIR}"
 # Of the scores that the folder holds, where the journal has modules of earlier ones.
 SCORED_AGAIN = f"hybrid hls of {TRIALS}, scored again"
@@ -459,6 +461,14 @@ def arm_named(study: RealStudy, name: str) -> Arm:
         source, pairs = scored[name]
         plan = replace(planner, report=study.report(source)).scored("hls", gated_pairs=pairs)
         modules = full_modules(plan)
+    way, spread, _ = name.removeprefix("hybrid hls of ").partition(ONE_A_LAYER)
+    if not modules and spread and way in WAYS:
+        report = study.report(way)
+        rows = sorted(report.candidates, key=lambda row: -(row.hls or 0.0))
+        best = {row.layer: row.module for row in reversed(rows)}
+        taken = {*best.values()}
+        count = len(full_modules(replace(planner, report=report).scored("hls")))
+        modules = [row.module for row in rows if row.module in taken][:count]
     if not modules and name == LAST_LAYERS:
         settings = PlanSettings(rank=RANK, gated_pairs="both", baseline="last-layers")
         modules = full_modules(replace(planner, report=study.report(TRIALS)).plan(settings))
