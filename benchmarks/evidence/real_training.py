@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from hlscore.probes.units import ProbeExample
+from hlscore.views.progress import terminal_progress
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 WARMUP, LARGEST_NORM = 0.05, 1.0
@@ -239,11 +240,14 @@ class Stack:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         began = time.monotonic()
-        for _ in range(self._steps):
-            if self._graph is None:
-                self._train_step()
-            else:
-                self._graph.replay()
+        with terminal_progress() as progress:
+            progress.start("training", self._steps, "steps")
+            for _ in range(self._steps):
+                if self._graph is None:
+                    self._train_step()
+                else:
+                    self._graph.replay()
+                progress.advance(1)
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         return time.monotonic() - began
