@@ -13,6 +13,7 @@ import argparse
 import gc
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from study import random_arm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import hlscore
+from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.report import read_report, write_report
 from hlscore.inputs.formats import example_set
 from hlscore.probes.encode import encode
@@ -61,6 +63,8 @@ JOURNALS = RESULTS / "real"
 # The arms of the study in their order; `equal size` stands for the rank of equal size.
 EQUAL_SIZE = "equal size"
 ONE_OF_PAIR = ", gate or up"
+# Of a hybrid: another budget of modules, or other adapters.
+OTHER = re.compile(r", (budget|rank|alpha) ([\d.]+)")
 # The best module of each of as many layers as the plan has modules: no crowding.
 ONE_A_LAYER = ", one a layer"
 GATE_OR_UP = f"hybrid hls of {TRIALS}{ONE_OF_PAIR}"
@@ -436,7 +440,8 @@ def peer(planner: Planner, method: str, rank: int) -> Arm:
 def arm_named(study: RealStudy, name: str) -> Arm:
     """An arm by its name; a hybrid with the modules of the journal, where it holds them.
 
-    `NAME, alpha N` is the hybrid NAME with adapters of that alpha.
+    `NAME, budget B, rank R, alpha A` is the hybrid NAME with another budget of modules, or with
+    other adapters; each of the three may be left out.
 
     Raises:
         ValueError: No arm has that name.
@@ -449,37 +454,41 @@ def arm_named(study: RealStudy, name: str) -> Arm:
         return planner.lora(int(rank))
     if method in BASELINES and rank:
         return peer(planner, method, int(rank))
-    lines = lines_of(study.journal.path)
-    whole, (name, _, alpha) = name, name.partition(", alpha ")
-    modules: Sequence[str] = next((line["full"] for line in lines if line.get("arm") == name), ())
+    whole, other = name, dict(OTHER.findall(name))
+    name, budget = OTHER.sub("", name), other.get("budget", "0.1")
+
+    def plan_by(way: str, pairs: GatedPairs = "both") -> Plan:
+        planned_by = replace(planner, report=study.report(way))
+        return planned_by.scored("hls", budget=budget, gated_pairs=pairs)
+
     scored: dict[str, tuple[str, GatedPairs]] = {
         SCORED_AGAIN: (TRIALS, "both"), BY_FINISHED: (FINISHED, "both"),
         **{f"hybrid hls of {way}": (way, "both") for way in WAYS},
         **{f"hybrid hls of {way}{ONE_OF_PAIR}": (way, "one") for way in WAYS},
     }  # fmt: skip
-    if not modules and name in scored:
-        source, pairs = scored[name]
-        plan = replace(planner, report=study.report(source)).scored("hls", gated_pairs=pairs)
-        modules = full_modules(plan)
+    lines = [] if "budget" in other else lines_of(study.journal.path)
+    modules: Sequence[str] = next((line["full"] for line in lines if line.get("arm") == name), ())
     way, spread, _ = name.removeprefix("hybrid hls of ").partition(ONE_A_LAYER)
-    if not modules and spread and way in WAYS:
-        report = study.report(way)
-        rows = sorted(report.candidates, key=lambda row: -(row.hls or 0.0))
+    if modules:
+        pass
+    elif name in scored:
+        modules = full_modules(plan_by(*scored[name]))
+    elif spread and way in WAYS:
+        rows = sorted(study.report(way).candidates, key=lambda row: -(row.hls or 0.0))
         best = {row.layer: row.module for row in reversed(rows)}
-        taken = {*best.values()}
-        count = len(full_modules(replace(planner, report=report).scored("hls")))
-        modules = [row.module for row in rows if row.module in taken][:count]
-    if not modules and name == LAST_LAYERS:
+        taken = [row.module for row in rows if row.module == best[row.layer]]
+        modules = taken[: len(full_modules(plan_by(way)))]
+    elif name == LAST_LAYERS:
         settings = PlanSettings(rank=RANK, gated_pairs="both", baseline="last-layers")
         modules = full_modules(replace(planner, report=study.report(TRIALS)).plan(settings))
-    if not modules and name in OF_ONE_KIND:
-        report = study.report(TRIALS)
-        rows = sorted(report.candidates, key=lambda row: -(row.hls or 0.0))
+    elif name in OF_ONE_KIND:
+        rows = sorted(study.report(TRIALS).candidates, key=lambda row: -(row.hls or 0.0))
         same = [row.module for row in rows if row.module.endswith(OF_ONE_KIND[name])]
-        modules = same[: len(full_modules(replace(planner, report=report).scored("hls")))]
+        modules = same[: len(full_modules(plan_by(TRIALS)))]
     if not modules:
         raise ValueError(f"No arm of the study, and none of the journal's hybrids, is {name!r}.")
-    return planner.chosen(whole, modules, alpha=int(alpha) if alpha else None)
+    adapters = {option: int(other[option]) for option in ("rank", "alpha") if option in other}
+    return planner.chosen(whole, modules, **adapters)
 
 
 def around(rate: float) -> tuple[int, int, int]:
