@@ -1,4 +1,4 @@
-"""How near does the sketch estimator come to exact gradients, by sketch size and passes?
+"""How near does the sketch estimator come to exact gradients, by sketch size?
 
 Run it with `python benchmarks/fidelity.py`. Each model is run once with exact gradients and then
 with sketches of several sizes, on the same probes in the same halves; only the test matrices
@@ -14,7 +14,7 @@ import gc
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,18 +41,8 @@ RANKS = {BUILTIN: (16, 4)}
 Rows = dict[str, ModuleRow]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One setting of the sketch estimator."""
-
-    size: int  # columns of a sketch
-    passes: int  # passes over the probes
-
-
-def arms(rank: int) -> tuple[Arm, ...]:
-    """The settings to compare: 2, 4 (the default), and 8 columns per rank, and three passes."""
-    sizes = (2 * rank, 4 * rank, 8 * rank)
-    return (*(Arm(size=size, passes=1) for size in sizes), Arm(size=4 * rank, passes=3))
+# Columns per rank; 8 are the default.
+COLUMNS = (2, 4, 8)
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -82,18 +72,17 @@ def run(
 
 
 def settings_of(
-    name: str, rank: int, options: argparse.Namespace, arm: Arm | None, seed: int = 0
+    name: str, rank: int, options: argparse.Namespace, size: int | None, seed: int = 0
 ) -> RankSettings:
-    """Settings of one run; exact gradients, with standard errors, without an arm."""
+    """Settings of one run; exact gradients, with standard errors, without a size."""
     settings = settings_for(
         name,
         rank,
         batch_size=options.batch_size,
         checkpointing=False,
-        estimator="exact" if arm is None else "sketch",
-        sketch_size=None if arm is None else arm.size,
-        passes=1 if arm is None else arm.passes,
-        bootstrap=200 if arm is None else 0,
+        estimator="exact" if size is None else "sketch",
+        sketch_size=size,
+        bootstrap=200 if size is None else 0,
         svd=options.svd,
     )
     return replace(settings, plan=replace(settings.plan, budget=BUDGET), seed=seed)
@@ -203,11 +192,11 @@ def measure(name: str, rank: int, options: argparse.Namespace) -> dict[str, Any]
         "arms": [],
     }
     seeds = range(options.seeds or (3 if name == BUILTIN else 1))
-    jobs = [(arm, seed) for arm in arms(rank) for seed in seeds]
-    for arm, seed in track(jobs, description=f"{name}, rank {rank}", transient=True):
+    jobs = [(each * rank, seed) for each in COLUMNS for seed in seeds]
+    for size, seed in track(jobs, description=f"{name}, rank {rank}", transient=True):
         gc.collect()
-        found, seconds, _ = run(model, probes, settings_of(name, rank, options, arm, seed))
-        figures = {"sketch_size": arm.size, "passes": arm.passes, "seed": seed}
+        found, seconds, _ = run(model, probes, settings_of(name, rank, options, size, seed))
+        figures = {"sketch_size": size, "seed": seed}
         content["arms"].append(figures | {"seconds": round(seconds, 2)} | compare(exact, found))
     return content
 
@@ -217,13 +206,13 @@ def measure(name: str, rank: int, options: argparse.Namespace) -> dict[str, Any]
 
 def table_rows(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Cells of one model: means over the seeds, and the worst error of all of them."""
-    runs: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    runs: dict[int, list[Mapping[str, Any]]] = {}
     for item in content["arms"]:
-        runs.setdefault((item["sketch_size"], item["passes"]), []).append(item)
+        runs.setdefault(item["sketch_size"], []).append(item)
     return [
         (
             f"{content['model']}, {content['rank']}",
-            f"{size}" + (f", {passes} passes" if passes > 1 else ""),
+            str(size),
             f"{group[0]['modules_sketched']} of {content['modules_with_tail']}",
             _mean(group, "spearman_tail"),
             f"{_mean(group, 'spearman_hls_clear')} ({content['modules_with_clear_hls']})",
@@ -234,7 +223,7 @@ def table_rows(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
             " ".join(_mean(group, "stated", "hls", f"within_{n}") for n in (1, 2)),
             _mean(group, "seconds"),
         )
-        for (size, passes), group in runs.items()
+        for size, group in runs.items()
     ]
 
 

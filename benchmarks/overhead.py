@@ -47,7 +47,6 @@ def settings_of(options: argparse.Namespace, estimator: str) -> RankSettings:
         checkpointing=options.checkpointing,
         estimator=estimator,
         sketch_size=options.sketch_size,
-        passes=options.passes if estimator == "sketch" else 1,
     )
 
 
@@ -177,7 +176,7 @@ def main() -> None:
     """Run, print a table, write a dated JSON."""
     options = parsed(
         __doc__, model={"choices": MODELS, "default": "qwen3-41m"}, examples=64, length=256,
-        batch_size=4, rank=16, sketch_size={"type": int}, passes=1, repeats=3, threads=2,
+        batch_size=4, rank=16, sketch_size={"type": int}, repeats=3, threads=2,
         device="cpu", dtype="float32",
         checkpointing={"action": argparse.BooleanOptionalAction, "default": True},
         profile={"choices": ARMS, "help": "print a profile of one arm and stop"},

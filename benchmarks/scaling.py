@@ -51,7 +51,7 @@ BASE = Point()
 FACTORS: dict[str, tuple[Point, ...]] = {
     "tokens": tuple(replace(BASE, examples=examples) for examples in (64, 128, 192)),
     "layers": tuple(replace(BASE, layers=layers) for layers in (2, 4, 8)),
-    # Below 512 a sketch of 64 columns would save too little: matrices are kept whole.
+    # Below 512 a sketch of 128 columns would save too little: matrices are kept whole.
     "width": tuple(replace(BASE, width=width) for width in (512, 768, 1024)),
     "rank": tuple(replace(BASE, rank=rank) for rank in (4, 16, 32, 64)),
 }

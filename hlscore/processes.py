@@ -88,17 +88,6 @@ class Processes:
                 tensor.copy_(part.view_as(tensor))
         return sums
 
-    def give_to_all(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Overwrite tensors with those of the main process, name by name."""
-        if self.size == 1:
-            return
-        from torch import distributed
-
-        for name in sorted(tensors):
-            contiguous = tensors[name].contiguous()
-            distributed.broadcast(contiguous, src=0)
-            tensors[name].copy_(contiguous)
-
     def total(self, numbers: Sequence[float]) -> list[float]:
         """Add numbers of all processes up, place by place."""
         return [sum(part) for part in zip(*self.gather(list(numbers)), strict=True)]

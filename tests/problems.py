@@ -24,7 +24,6 @@ RANK = 3
 RUNS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
     "sketch": {"estimator": "sketch", "sketch_size": 8},
-    "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
 }
 
 

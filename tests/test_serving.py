@@ -272,3 +272,6 @@ def test_losses_before_and_after_are_those_of_the_models(tmp_path: Path) -> None
         assert losses[name] == pytest.approx(nats / tokens, rel=1e-3), name
     shown = run("audit", tmp_path, "--data", data, "--force", out="audit.parquet")
     assert "nats per token on 4 examples of" in shown.out
+    write_rows(data, rows[:1])
+    shown = run("audit", tmp_path, "--data", data, "--force", out="audit.parquet")
+    assert "nats per token on 1 example of" in shown.out

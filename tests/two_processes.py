@@ -67,16 +67,6 @@ def messages(me: Processes, count: int) -> int:
     return int(calls.call_count)
 
 
-def given(me: Processes) -> dict[str, torch.Tensor]:
-    """What every process holds after the main one gave its tensors away."""
-    tensors = {
-        "plain": torch.full((4,), float(me.rank)),
-        "turned": (torch.arange(6.0).reshape(2, 3) + 10 * me.rank).T,
-    }
-    me.give_to_all(tensors)
-    return tensors
-
-
 def rows(
     me: Processes, name: str, run: str, count: int, storage: UnfinishedRun | None = None
 ) -> Any:
@@ -113,7 +103,6 @@ def main(folder: Path) -> None:
         found: dict[str, Any] = {
             "sums": sums(me),
             "messages": [messages(me, count) for count in (64, 640)],
-            "given": given(me),
             "total": me.total([1.0 + me.rank, 10.0]),
             "gathered": me.gather({"rank": me.rank}),
             "share": list(me.share("abcde")),

@@ -107,8 +107,9 @@ def held_out_losses(
     examples = read_examples(data, seed=0)
     loaded = load_model(base)
     probes = encode(
-        examples, loaded.tokenizer, loaded.model, max_length=data.max_length, groups=2, seed=0
-    )
+        examples, loaded.tokenizer, loaded.model,
+        max_length=data.max_length, groups=2, seed=0, halves=False,
+    )  # fmt: skip
 
     def loss(model: torch.nn.Module) -> float:
         sums = example_sums(model.eval(), probes.sequences, probes.pad_token_id, batch_size=16)

@@ -104,7 +104,8 @@ def forecast(
         itemsize=dtype.itemsize,
         packed=settings.model.load_in is not None or settings.model.shard,
     )
-    kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
+    on_host = settings.capture.sums_on_host(device.type)
+    kept = choice.needs.on_device(choice.estimator, sums_on_host=on_host)
     gradient_bytes = kept - choice.needs.activations
     weights = sum(item.n_weights for item in chosen)
     return Forecast(
@@ -120,9 +121,8 @@ def forecast(
         copy_bytes=dtype.itemsize * weights if settings.capture.movement == "trial" else 0,
         generation_bytes=generation_bytes,
         process_bytes=psutil.Process().memory_info().rss,
-        disk_bytes=gradient_bytes,
+        disk_bytes=choice.needs.sums(choice.estimator),
         probe_seconds=_FLOPS_PER_WEIGHT
-        * settings.capture.passes
         * probes.summary.total_tokens
         * sum(item.n_params // item.matrices for item in chosen)
         / _flops_per_second(model, dtype, device),

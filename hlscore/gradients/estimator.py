@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -33,14 +32,18 @@ class MemoryNeeds:
     activations: int  # activations and logits of the largest batch, an estimate
     exact_sums: int  # float32 sums of both halves and group sketches of the exact estimator
     largest_gradient: int  # the largest gradient that is formed at a time
-    sketch_sums: int  # sketches of both halves, their test matrices, and those of the groups
+    sketch_sums: int  # sketches of both halves and of the groups
+    test_matrices: int  # what is multiplied for sketches, and gradients that have to be formed
 
-    def on_device(self, estimator: str, accumulate_on: str) -> int:
+    def sums(self, estimator: str) -> int:
+        """What an estimator adds up: that is stored, too, where a run is to be resumed."""
+        return self.sketch_sums if estimator == "sketch" else self.exact_sums
+
+    def on_device(self, estimator: str, *, sums_on_host: bool) -> int:
         """Memory that an estimator takes on the device of the model."""
-        if estimator == "sketch":
-            return self.activations + self.sketch_sums
-        sums = self.exact_sums if accumulate_on == "device" else 0
-        return self.activations + self.largest_gradient + sums
+        work = self.test_matrices if estimator == "sketch" else self.largest_gradient
+        elsewhere = sums_on_host and estimator == "exact"
+        return self.activations + work + (0 if elsewhere else self.sums(estimator))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,36 +80,30 @@ def choose_estimator(
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
     columns = capture.sketch_size or default_sketch_size(largest)
-    predicted = partial(
-        predict, model, candidates, probes, capture, itemsize=itemsize, processes=processes.size
-    )
-    needs = predicted(sketch_size=columns)
+    needs = predict(
+        model, candidates, probes, capture,
+        sketch_size=columns, itemsize=itemsize, processes=processes.size,
+    )  # fmt: skip
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
     if stored is not None:
         estimator, reason = stored
     elif capture.estimator != "auto":
         estimator, reason = capture.estimator, f"{capture.estimator}: asked for."
-    elif capture.passes > 1:
-        estimator = "sketch"
-        reason = "sketch: several passes sharpen sketches, exact gradients need one."
     elif packed or offloaded:
         estimator = "sketch"
         reason = "sketch: quantized, offloaded or sharded weights hold no gradients."
     else:
-        wanted = needs.on_device("exact", capture.accumulate_on)
+        on_host = capture.sums_on_host(device.type)
+        wanted = needs.on_device("exact", sums_on_host=on_host)
         fits = wanted <= USABLE_SHARE * free
-        if capture.accumulate_on == "host" and device.type != "cpu":
+        if on_host:
             fits = fits and needs.exact_sums <= USABLE_SHARE * free_bytes(torch.device("cpu"))
         place = "this machine" if device.type == "cpu" else str(device)
         needed, there = memory(wanted), memory(free)
         compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
         estimator = "exact" if fits else "sketch"
         reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
-    if estimator == "sketch" and capture.movement == "trial" and capture.sketch_size is None:
-        # Spectra of updates are flatter than those of gradients: a sketch says less of them.
-        columns *= 2
-        needs = predicted(sketch_size=columns)
     score = find_score(settings.plan.score)
     if estimator == "sketch" and score.needs == "whole gradients":
         raise UsageError(
@@ -171,5 +168,6 @@ def predict(
         activations=tokens * itemsize * kept + logits,
         exact_sums=sums + grouped,
         largest_gradient=2 * largest * itemsize,
-        sketch_sums=sketches + grouped + sum(omegas.values()) + 2 * formed,
+        sketch_sums=sketches + grouped,
+        test_matrices=sum(omegas.values()) + 2 * formed,
     )

@@ -102,68 +102,47 @@ class ProbeRun(Run):
         """Begin at the first batch."""
         super().__post_init__()
         self._off_policy = any(item.old_log_probs for item in self.probes.sequences)
-        # Tokens whose old log-probability is known, and those of them beyond the clip.
-        self._known = self._beyond = 0
         # Processes that share the weights must run the same number of batches.
         self._in_step = is_sharded(self.model)
 
     def run(self) -> float:
         """Run every batch; gives the mean loss of the counted tokens, in nats."""
-        gradients, processes = self.gradients, self.processes
+        gradients, processes, file = self.gradients, self.processes, self.file
+        start = self.state.position
         tokens = [len(item.input_ids) for item in self.probes.sequences]
-        self.progress.start(
-            "probing", sum(processes.share(tokens)) * self.settings.passes, "tokens"
-        )
-        first = self.state.position.number
-        for number in range(first, self.settings.passes + 1):
-            if number > first and isinstance(gradients, SketchGradients):
-                gradients.begin_pass()
-                processes.give_to_all(gradients.bases())
-                self.state = replace(self.state, position=RunPosition(number=number))
-                if self.file is not None:
-                    self.file.save(self.state, gradients.tensors)
-                    processes.wait()
-                    self.file.forget(before=number)
-            if gradients.captured:
-                self._run_pass(number)
-            gradients.tensors.update(processes.add_up(gradients.linear_state()))
-        counted = sum(item.counted_tokens for item in self.probes.sequences)
-        return processes.total([self.state.loss])[0] / counted
-
-    def _run_pass(self, number: int) -> None:
-        gradients, start, file = self.gradients, self.state.position, self.file
-        sources = self.sources
-        if number > 1:
-            sources = sources.only(set(gradients.captured))
+        self.progress.start("probing", sum(processes.share(tokens)), "tokens")
         capture = GradientCapture(
-            self.model, sources, gradients, checkpointing=self.settings.checkpointing
+            self.model, self.sources, gradients, checkpointing=self.settings.checkpointing
         )
         with torch.enable_grad(), capture:
             for half, groups in enumerate(self.probes.halves):
                 earlier = half * len(self.probes.halves[0])
                 for index, group in enumerate(groups):
                     ordered, size = by_length(group), self.settings.batch_size
-                    batches = cut(self.processes.share(ordered), size)
+                    batches = cut(processes.share(ordered), size)
                     if self._in_step:  # an empty batch where others have more
-                        largest = -(-len(ordered) // self.processes.size)
+                        largest = -(-len(ordered) // processes.size)
                         batches += [()] * (-(-largest // size) - len(batches))
                     for batch, examples in enumerate(batches):
-                        here = RunPosition(number=number, half=half, group=index, batch=batch)
+                        here = RunPosition(half=half, group=index, batch=batch)
                         if here >= start:
                             self.here = here
                             loss = self._run_batch(capture, examples, frozenset())
                             self.state = replace(
                                 self.state,
                                 position=replace(here, batch=batch + 1),
-                                loss=self.state.loss + (loss if number == 1 else 0.0),
+                                loss=self.state.loss + loss,
                             )
                         self.progress.advance(sum(len(item.input_ids) for item in examples))
                         if here >= start and file is not None and file.is_due():
                             file.save(self.state, gradients.tensors)
-                    ended = RunPosition(number=number, half=half, group=index, batch=len(batches))
+                    ended = RunPosition(half=half, group=index, batch=len(batches))
                     if ended >= start:
                         self._check_finite(ended)
                         gradients.end_group(half, earlier + index)
+        gradients.tensors.update(processes.add_up(gradients.tensors))
+        counted = sum(item.counted_tokens for item in self.probes.sequences)
+        return processes.total([self.state.loss])[0] / counted
 
     def _run_batch(
         self, capture: GradientCapture, examples: Sequence[ProbeExample], skipped: frozenset[Use]
@@ -217,13 +196,17 @@ class ProbeRun(Run):
         size = float((passed.coefficients.abs() * passed.counted.sum(-1).cpu()).sum())
         self.gradients.begin_batch(self.here.half, weight * size / scale)
         self.backward(loss * (scale / size))
-        # Once per token: after what memory may cut off, and not in further passes.
-        if self._off_policy and self.here.number == 1:
+        # Once per token: after what memory may cut off.
+        if self._off_policy and weight:
             ratios = torch.exp(passed.log_probs.detach() - passed.old_log_probs)
             ratios = ratios[passed.counted & ~torch.isnan(passed.old_log_probs)]
             low, high = self.objective.clip
-            self._known += ratios.numel()
-            self._beyond += int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
+            beyond = int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
+            self.state = replace(
+                self.state,
+                known=self.state.known + ratios.numel(),
+                beyond=self.state.beyond + beyond,
+            )
         return likelihood
 
     def _check_finite(self, here: RunPosition) -> None:
@@ -242,7 +225,7 @@ class ProbeRun(Run):
 
     def notes(self) -> Iterator[str]:
         """Remarks on the run: ratios to the sampling policy, and batches that did not fit."""
-        known, beyond = self.processes.total([self._known, self._beyond])
+        known, beyond = self.processes.total([self.state.known, self.state.beyond])
         low, high = self.objective.clip
         if known:
             yield (

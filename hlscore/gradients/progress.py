@@ -33,7 +33,6 @@ _LARGEST_SHARE = 0.05
 class RunPosition:
     """The next batch to run."""
 
-    number: int = 1  # pass over the probes
     half: int = 0
     group: int = 0
     batch: int = 0
@@ -53,13 +52,14 @@ class RunState:
     rate: float = 0.0  # learning rate of the trials; 0 for gradients
     # Mean held-out loss before and after a short training at the rate that was found.
     search: tuple[float, float] | None = None
+    # Tokens whose log-probability under the policy that sampled them is known, and those of them
+    # whose ratio to it is beyond the clip.
+    known: int = 0
+    beyond: int = 0
 
 
 class ProgressFile:
     """The progress of one process of a run.
-
-    Each pass has a file of its own, so that processes that were killed at different moments find
-    a pass that all of them have stored.
 
     Args:
         together: Whether all processes must store the same place.
@@ -88,7 +88,7 @@ class ProgressFile:
     def save(self, run: RunState, state: Mapping[str, torch.Tensor]) -> None:
         """Store progress now."""
         began = time.monotonic()
-        path = self._path(run.position.number)
+        path = self._path
         stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
         seconds = self.earlier_seconds + began - self._began
         header = {"identity": self.identity, "progress": asdict(run) | {"seconds": seconds}}
@@ -112,12 +112,10 @@ class ProgressFile:
     def load(
         self, start: RunState, device: torch.device
     ) -> tuple[RunState, dict[str, torch.Tensor]]:
-        """State and sums of the latest pass that every process has stored."""
-        stored = self._processes.gather(sorted(self._stored()))
-        common = set.intersection(*({*numbers} or {start.position.number} for numbers in stored))
-        if not any(stored) or not common:
+        """State and sums that this process has stored; `start` where others alone have any."""
+        path = self._path
+        if not any(self._processes.gather(path.exists())):
             raise nothing_to_resume(self._folder)
-        path = self._path(max(common))
         run, state = start, {}
         if path.exists():
             identity, run, self.earlier_seconds = _read_header(path)
@@ -137,32 +135,21 @@ class ProgressFile:
             )
         return run, state
 
-    def forget(self, *, before: int | None = None) -> None:
-        """Remove stored progress, with `before` only that of earlier passes."""
-        for number, path in self._stored().items():
-            if before is None or number < before:
-                path.unlink(missing_ok=True)
-        if before is None:
-            every = self._path("*").name
-            for left in self._folder.glob(f"{every}{HALF_WRITTEN}"):
-                remove(left)
+    def forget(self) -> None:
+        """Remove stored progress."""
+        self._path.unlink(missing_ok=True)
+        remove(self._path.with_name(f"{self._path.name}{HALF_WRITTEN}"))
 
     def stored_identity(self) -> dict[str, Any]:
         """Identity of the run that is stored, the same in all processes; empty for none."""
-        stored = self._stored()
-        own = _read_header(stored[max(stored)])[0] if stored else {}
+        own = _read_header(self._path)[0] if self._path.exists() else {}
         return next((part for part in self._processes.gather(own) if part), {})
 
-    def _path(self, number: int | str) -> Path:
-        """Where the progress of this process in a pass is stored."""
+    @property
+    def _path(self) -> Path:
+        """Where the progress of this process is stored."""
         rank, size = self._processes.rank, self._processes.size
-        return self._folder / f"{PROGRESS_PREFIX}-{rank}-of-{size}-pass-{number}.safetensors"
-
-    def _stored(self) -> dict[int, Path]:
-        """Progress files of this process by pass."""
-        paths = self._folder.glob(self._path("*").name)
-        numbers = {path: path.stem.rpartition("-")[2] for path in paths}
-        return {int(number): path for path, number in numbers.items() if number.isdecimal()}
+        return self._folder / f"{PROGRESS_PREFIX}-{rank}-of-{size}.safetensors"
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], RunState, float]:
@@ -182,6 +169,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], RunState, float]:
             tokens=float(found["tokens"]),
             rate=float(found["rate"]),
             search=search,
+            known=int(found["known"]),
+            beyond=int(found["beyond"]),
         )
         return identity, state, float(found["seconds"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -63,7 +63,7 @@ def capture(
 ) -> Captured:
     """Run the probes through a model and capture the gradient or the update of every module."""
     wanted, device, notes = settings.capture, input_device(model), list[str]()
-    by_trials, on_host = wanted.movement == "trial", wanted.accumulate_on == "host"
+    by_trials, on_host = wanted.movement == "trial", wanted.sums_on_host(device.type)
     if by_trials:
         # Each trial is one update, however many tokens it saw.
         probes = replace(probes, counts=tuple((1,) * len(half) for half in probes.counts))
@@ -137,7 +137,7 @@ def capture(
     )  # fmt: skip
     if earlier is not None:
         run.state, state = earlier.load(run.state, torch.device("cpu") if on_host else device)
-        gradients.load(state, run.state.position.number)
+        gradients.tensors.update(state)
     mean_loss = run.run()
     check_weights_kept(identity.model, samples, model)
     norms: dict[str, float | None] = {}
@@ -204,8 +204,9 @@ def reduce(
 
     # The largest first, so that no thread is left with one of them when the others have ended.
     ordered = sorted(chosen, key=work_bytes, reverse=True)
-    sums_on_host = captured.sketch_size is None and settings.capture.accumulate_on == "host"
-    on_cpu = sums_on_host or input_device(model).type == "cpu"
+    device = input_device(model).type
+    sums_on_host = captured.sketch_size is None and settings.capture.sums_on_host(device)
+    on_cpu = sums_on_host or device == "cpu"
     with workers(worker_count(work_bytes(ordered[0])) if on_cpu else 0, done) as submit:
         for item in ordered:
             submit(partial(reduce_module, item))

@@ -6,10 +6,9 @@ sketch's own noise and take a share of about r/k of the tail with them, so tails
 `1 - r/k`. That still understates them. What lies outside vectors that were found without the
 columns it is measured on overstates the tail, and the estimate lies a quarter of the way from the
 first to the second; for the cross-fitted tail the second is the worse one, so that the first is
-kept. After more than one pass, what lies in the span that was multiplied with is known, and only
-the rest is estimated.
+kept.
 
-The error after one pass has two parts, both from blocks of columns left out: the jackknife
+The error has two parts, both from blocks of columns left out: the jackknife
 spread, and a quarter of the gap between the two. Measured biases and errors:
 `benchmarks/fidelity.py`.
 """
@@ -114,7 +113,7 @@ def estimate(
     ranks: Sequence[int],
     exact: bool,
 ) -> GradientStatistics:
-    """Estimate energies and tails from the sketches of one pass.
+    """Estimate energies and tails from sketches.
 
     Args:
         first: `Y_A`, float32 [E, m, k]; `second` is `Y_B`.
@@ -130,36 +129,6 @@ def estimate(
         columns = grams.mean.diagonal(dim1=-2, dim2=-1).sum(0)
         errors[0, 0] = columns.std() * grams.size**0.5
     return _statistics(grams, curves, errors, ranks, energy, rank_error, exact=exact)
-
-
-def refined_estimate(
-    inside: tuple[torch.Tensor, torch.Tensor],
-    outside: tuple[torch.Tensor, torch.Tensor],
-    *,
-    first_share: float,
-    ranks: Sequence[int],
-) -> GradientStatistics:
-    """Estimate energies and tails from gradients whose leading part is known.
-
-    What lies in the span that further passes multiplied with counts exactly; only what is outside
-    is estimated, from columns that the span was not found on (as in Hutch++, arXiv 2010.09649).
-
-    Args:
-        inside: A and B in the span, float32 [E, l, w] each.
-        outside: Sketches of what is outside, float32 [E, m, c] each.
-
-    Returns:
-        The estimates. Leading vectors are sought in the span alone, which overstates tails a
-        little; errors hold only what the sketch of the rest adds.
-    """
-    grams = _Grams.of(inside[0].mT, inside[1].mT, first_share)
-    a, b = outside[0].double(), outside[1].double()
-    mean = first_share * a + (1 - first_share) * b
-    rest = torch.stack(((mean * mean).sum((0, 1)), (a * b).sum((0, 1)))).to(grams.first.device)
-    curves = grams.tails(grams.size, exact=True)
-    curves = curves + rest.sum(-1, keepdim=True)
-    errors = (rest.std(-1, keepdim=True) * rest.shape[-1] ** 0.5).expand_as(curves)
-    return _statistics(grams, curves, errors, ranks, float(curves[0, 0]), 0.0, exact=False)
 
 
 def _from_blocks(grams: _Grams, whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,18 +33,6 @@ class Sources:
     maps: Mapping[str, nn.Module] = field(default_factory=dict)
     # Fused experts that are observed, with the module names of their weights by attribute.
     experts: Sequence[tuple[nn.Module, Mapping[str, str]]] = ()
-
-    def only(self, names: Container[str]) -> Sources:
-        """The sources of some modules."""
-        experts = [
-            (module, {leaf: name for leaf, name in named.items() if name in names})
-            for module, named in self.experts
-        ]
-        return Sources(
-            weights={name: value for name, value in self.weights.items() if name in names},
-            maps={name: value for name, value in self.maps.items() if name in names},
-            experts=[(module, named) for module, named in experts if named],
-        )
 
 
 def weight_sources(model: PreTrainedModel, candidates: Sequence[Candidate]) -> Sources:

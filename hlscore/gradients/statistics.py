@@ -9,7 +9,7 @@ import torch
 
 from hlscore.gradients.jackknife import Resamples, influences
 from hlscore.gradients.sketch import seeded_generator, with_float64
-from hlscore.gradients.sketch_tails import estimate, refined_estimate
+from hlscore.gradients.sketch_tails import estimate
 from hlscore.gradients.sketched import Sketches
 from hlscore.gradients.tails import gradient_tails, sign_step_curve
 from hlscore.records import GradientStatistics
@@ -89,14 +89,7 @@ def reduce_sketches(
         return reduce_gradients(None, weight_norm, None, reduction)
     first, second = (with_float64(half) for half in captured.halves)
     share, ranks = reduction.counts[0] / sum(reduction.counts), reduction.ranks
-    if captured.inside is None or captured.outside is None:
-        found = estimate(first, second, first_share=share, ranks=ranks, exact=captured.exact)
-    else:
-        inside, outside = (
-            (with_float64(pair[0]), with_float64(pair[1]))
-            for pair in (captured.inside, captured.outside)
-        )
-        found = refined_estimate(inside, outside, first_share=share, ranks=ranks)
+    found = estimate(first, second, first_share=share, ranks=ranks, exact=captured.exact)
     norms = [float(torch.linalg.vector_norm(half.double())) for half in (first, second)]
     found = replace(found, halves_norm=norms[0] * norms[1], weight_norm=weight_norm)
     return _resampled(found, groups, reduction, name, max_rank=first.shape[-2])

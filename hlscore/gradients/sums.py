@@ -5,7 +5,7 @@ Sums of gradients are the exact estimator; `sketched` adds up thin products inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -16,6 +16,8 @@ from hlscore.records import Candidate
 _GROUP_DTYPE = torch.bfloat16
 # Standard errors of fused experts come from this many of them, scaled up by energy.
 SAMPLED_MATRICES = 16
+# Names of the sums of both halves.
+HALVES = ("first", "second")
 
 
 class HalfSums:
@@ -32,8 +34,6 @@ class HalfSums:
             `first:model.layers.0.mlp.up_proj` and `groups:model.layers.0.mlp.up_proj`.
     """
 
-    kinds: tuple[str, ...] = ("first", "second", "groups")
-
     def __init__(
         self,
         candidates: Sequence[Candidate],
@@ -44,8 +44,6 @@ class HalfSums:
     ) -> None:
         self.captured = tuple(item.module for item in candidates)
         self.tensors: dict[str, torch.Tensor] = {}
-        # Kinds that grow in the current pass, the sums of both halves first.
-        self._growing: tuple[str, ...] = ("first", "second", "groups")
         self._tests, self._groups, self._on_host = tests, groups, on_host
         # Modules whose sums are sketches already.
         self._sketched: frozenset[str] = frozenset()
@@ -56,15 +54,13 @@ class HalfSums:
         self._half, self._scale = half, scale
 
     def totals(self, half: int) -> dict[str, torch.Tensor]:
-        """The sums of a half that grow in the current pass, by module name."""
-        keys = {name: f"{self._growing[half]}:{name}" for name in self.captured}
+        """The sums of a half, by module name."""
+        keys = {name: f"{HALVES[half]}:{name}" for name in self.captured}
         return {name: self.tensors[key] for name, key in keys.items() if key in self.tensors}
 
-    def both(
-        self, name: str, kinds: Sequence[str] = ("first", "second")
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def both(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The sums of both halves, zeros where nothing arrived; `None` where both are empty."""
-        first, second = (self.tensors.get(f"{kind}:{name}") for kind in kinds)
+        first, second = (self.tensors.get(f"{half}:{name}") for half in HALVES)
         if first is None:
             return None if second is None else (torch.zeros_like(second), second)
         return first, torch.zeros_like(first) if second is None else second
@@ -90,21 +86,10 @@ class HalfSums:
 
     def take_groups(self, name: str) -> torch.Tensor | None:
         """Sketches of all groups of a module, float32 [g, e, p, k]; it is then released."""
-        found = {kind: self.tensors.pop(f"{kind}:{name}", None) for kind in self.kinds}
-        groups = found["groups"]
+        for half in HALVES:
+            self.tensors.pop(f"{half}:{name}", None)
+        groups = self.tensors.pop(f"groups:{name}", None)
         return None if groups is None else groups.float()
-
-    def linear_state(self) -> dict[str, torch.Tensor]:
-        """Everything that grows in the current pass: linear in the probes."""
-        return {
-            key: value
-            for key, value in self.tensors.items()
-            if key.partition(":")[0] in self._growing
-        }
-
-    def load(self, state: Mapping[str, torch.Tensor], number: int) -> None:  # noqa: ARG002
-        """Take over the tensors of an unfinished pass, which are counted from 1."""
-        self.tensors.update(state)
 
 
 class ExactGradients(HalfSums):
@@ -114,7 +99,7 @@ class ExactGradients(HalfSums):
         """Add one gradient of the current batch, in the layout of the weight."""
         if self._on_host:
             gradient = gradient.cpu()
-        key = f"{self._growing[self._half]}:{name}"
+        key = f"{HALVES[self._half]}:{name}"
         if key in self.tensors:
             total = self.tensors[key] = self.tensors[key].to(gradient.device)
             total.add_(gradient.reshape(total.shape), alpha=self._scale)

@@ -105,7 +105,7 @@ class TrialRun(Run):
                     self.gradients.tensors.clear()
                     self.state = replace(
                         self.state, position=RunPosition(), loss=0.0, tokens=0.0,
-                        rate=rate / RATE_FACTOR,
+                        rate=rate / RATE_FACTOR, search=None,
                     )  # fmt: skip
         nats, tokens = self.processes.total([self.state.loss, self.state.tokens])
         return nats / max(tokens, 1.0)

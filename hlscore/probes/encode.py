@@ -25,6 +25,7 @@ def encode(
     groups: int,
     seed: int,
     batch_size: int | None = None,
+    halves: bool = True,
 ) -> ProbeSet:
     """Tokenize what is probed and split it into halves: by example, pair or prompt.
 
@@ -32,6 +33,8 @@ def encode(
         model: The model, for its context length and vocabulary; may be on the meta device.
         max_length: Tokens kept of each sequence; `None` for the default of the objective.
         batch_size: Sequences that a group should have at least, see `make_probe_set`.
+        halves: Whether examples that cannot be split into two halves are refused; a score
+            compares them, a mean loss does not.
     """
     temperature = 1.0
     if isinstance(examples, RolloutSet):
@@ -66,7 +69,7 @@ def encode(
         batch_size=batch_size,
         temperature=temperature,
     )
-    if all(any(half) for half in probes.halves):
+    if not halves or all(any(half) for half in probes.halves):
         return probes
     hint = "The score compares two halves of the probes: give at least 2, better 64."
     drawn = summary.rollouts

@@ -12,14 +12,14 @@ Estimator = Literal["auto", "exact", "sketch"]
 Accumulator = Literal["device", "host"]
 DEFAULT_TRIAL_STEPS = 64
 # Options that probing for gradients has and trials have not.
-OF_GRADIENTS = ("passes", "groups")
+OF_GRADIENTS = ("groups",)
 Movement = Literal["auto", "gradient", "trial", "update"]
 TrialOptimizer = Literal["factored", "sign", "rms"]
 
 
 def default_sketch_size(rank: int) -> int:
     """Columns that a sketch needs for tails at a LoRA rank."""
-    return max(64, 4 * rank)
+    return max(128, 8 * rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +39,9 @@ class CaptureSettings:
     sketch_size: int | None = option(
         None,
         "Columns of a sketch: more are more exact. With exact: of the standard errors.",
-        default="4 x rank, at least 64; trials: twice that",
+        default="8 x rank, at least 128",
         low=2,
         high=2**16,
-    )
-    passes: int = option(
-        1,
-        "Passes over the probes: 1, or 3 for a power iteration that sharpens sketches.",
-        low=1,
-        high=21,
-        step=2,
-        hint="Use 1, 3, 5, ...: each power iteration runs over the probes twice.",
     )
     accumulate_on: Accumulator = option("device", "Where the sums of the exact estimator are kept.")
     movement: Movement = option(
@@ -96,6 +88,10 @@ class CaptureSettings:
         hint="Use 0 (off), or 2 to 10000: a standard error needs several resamples.",
     )
 
+    def sums_on_host(self, device: str) -> bool:
+        """Whether exact sums leave the device of the model; on a CPU they cannot."""
+        return self.accumulate_on == "host" and device != "cpu"
+
     def steps_of(self, examples: int) -> int:
         """Optimizer steps of a trial with so many examples, each of which is seen once."""
         by_default = min(DEFAULT_TRIAL_STEPS, max(2, examples // 2))
@@ -110,11 +106,6 @@ class CaptureSettings:
             settings_in(CaptureSettings)["bootstrap"].option.hint,
         )
         require(
-            self.passes == 1 or self.estimator != "exact",
-            f"--passes is {self.passes}, but the exact estimator needs one.",
-            "Remove it, or use --estimator sketch.",
-        )
-        require(
             self.accumulate_on == "device" or self.estimator != "sketch",
             "--accumulate-on host is for the exact estimator; sketches are small.",
             "Remove it, or use --estimator exact.",
@@ -126,9 +117,4 @@ class CaptureSettings:
             self.movement in ("trial", "update") or not given,
             f"{flag} is for trials, and none are run.",
             "Remove it, or --movement gradient.",
-        )
-        require(
-            self.movement != "trial" or self.passes == 1,
-            f"--passes is {self.passes}, but a trial's update is seen once.",
-            "Remove --passes, or use --movement gradient.",
         )

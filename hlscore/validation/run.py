@@ -65,7 +65,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Validation:
         return encode(
             data, loaded.tokenizer, loaded.model,
             objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
-            max_length=settings.data.max_length, groups=2, seed=settings.seed,
+            max_length=settings.data.max_length, groups=2, seed=settings.seed, halves=False,
         )  # fmt: skip
 
     probes, also = encoded(examples), None

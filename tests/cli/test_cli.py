@@ -29,7 +29,7 @@ OPTIONS = {
     "--force --gated-pairs --generate-batch --generations --groups --head --help "
     "--ignore-adapter --include --json --load-in --lock --loss-type --mask-truncated --master "
     "--max-length --max-memory --max-new-tokens --min-rank --movement --objective "
-    "--offload-folder --optimizer --out --passes --rank --ranks --resume --revision --reward "
+    "--offload-folder --optimizer --out --rank --ranks --resume --revision --reward "
     "--reward-timeout --reward-weight --rollouts --samples --save-every --scale-rewards --score "
     "--seed --shard --sketch-size --split --stop --svd --temperature --text-only --top --top-k "
     "--top-p --train-batch --train-length --trial-optimizer --trial-rate --trial-steps --trials "
@@ -209,7 +209,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> No
     as_json = json.loads(hlscore("rank", "builtin:tiny", "--dry-run", "--json").out)
     assert as_json["candidate_modules"] == 42
     assert as_json["gradient_bytes"] > 8 * 884_736
-    assert as_json["disk_bytes"] == as_json["gradient_bytes"]
+    assert 8 * 884_736 < as_json["disk_bytes"] <= as_json["gradient_bytes"]
     assert as_json["process_bytes"] > 1e8  # torch alone takes more
     assert as_json["probe_seconds"] > 0
     assert as_json["generation_bytes"] == 0

@@ -12,10 +12,12 @@ import pytest
 import torch
 from families import FAMILIES
 from problems import by_module, completions, differing, probe_set, run_report, settings
+from tokens import byte_tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, UsageError
+from hlscore.flow.forecast import forecast
 from hlscore.gradients import estimator, sketched
 from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, predict
 from hlscore.gradients.probe_run import ProbeRun
@@ -108,7 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any], RuntimeError]] = {
     "exact": ("llama", {"estimator": "exact", "bootstrap": 20}, ON_DEVICE),
     "sketch": ("llama", {}, ON_DEVICE),
     "experts": ("qwen3_moe", {}, ON_DEVICE),
-    "passes": ("llama", {"passes": 3, "checkpointing": False, "bootstrap": 20}, ON_HOST),
+    "kept": ("llama", {"checkpointing": False, "bootstrap": 20}, ON_HOST),
 }
 
 
@@ -230,9 +232,9 @@ def test_sums_take_the_memory_that_was_predicted(
             model=model, probes=probes, gradients=gradients, sources=sources, settings=run.capture
         ).run()
     sums, sketches = (
-        sum(tensor.nbytes for tensor in kept.linear_state().values()) for kept in (exact, sketch)
+        sum(tensor.nbytes for tensor in kept.tensors.values()) for kept in (exact, sketch)
     )
-    assert sums == needs.exact_sums
+    assert sums == needs.exact_sums == needs.sums("exact")
     drawn = {max(i.out_features, i.in_features) for i in items}
     omegas = sum(4 * width * sketch_size for width in drawn if tests.columns(width) < width)
     formed = [
@@ -240,11 +242,13 @@ def test_sums_take_the_memory_that_was_predicted(
         for item in items
         if item.module in tapped.weights and not item.module.endswith("dt_proj")
     ]
-    expected = sketches + omegas + 2 * 4 * max(formed, default=0)
+    assert sketches == needs.sketch_sums == needs.sums("sketch")
+    expected = omegas + 2 * 4 * max(formed, default=0)
     biases = 2 * 4 * 300  # n_params counts them
-    assert expected - biases <= needs.sketch_sums <= expected
-    assert needs.on_device("exact", "device") >= sums + needs.largest_gradient
-    assert needs.on_device("exact", "host") < needs.on_device("exact", "device")
+    assert expected - biases <= needs.test_matrices <= expected
+    on_device = needs.on_device("exact", sums_on_host=False)
+    assert on_device >= sums + needs.largest_gradient
+    assert on_device - needs.on_device("exact", sums_on_host=True) == sums
 
 
 def choose(
@@ -266,7 +270,7 @@ def choose(
 
 
 def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = choose(0, monkeypatch, settings()).needs.on_device("exact", "device")
+    wanted = choose(0, monkeypatch, settings()).needs.on_device("exact", sums_on_host=False)
     limit, needed = int(wanted / 0.9), memory(wanted)
     free = memory(limit + 2)
     for found, starts in (
@@ -278,23 +282,33 @@ def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatc
             choose(limit - 2, monkeypatch, settings()),
             f"sketch: exact does not fit, it needs {needed}",
         ),
-        (choose(2**60, monkeypatch, settings(passes=3)), "sketch: several passes"),
         (choose(2**60, monkeypatch, settings(), packed=True), "sketch: quantized, offloaded or"),
     ):
         assert found.reason.startswith(starts)
         assert found.estimator == starts.partition(":")[0]
-        assert found.sketch_size == 64
-    # Spectra of updates are flatter: twice as many columns.
-    assert choose(0, monkeypatch, settings(movement="trial", groups=2)).sketch_size == 128
+        assert found.sketch_size == 128
 
 
 @pytest.mark.parametrize("score", ["taylor", "l1_adam"])
-@pytest.mark.parametrize("options", [{"estimator": "sketch"}, {"passes": 3}])
-def test_scores_of_single_entries_need_gradients(options: dict[str, Any], score: str) -> None:
-    run = replace(settings(**options), plan=PlanSettings(score=score, rank=3))
+def test_scores_of_single_entries_need_gradients(score: str) -> None:
+    run = replace(settings(estimator="sketch"), plan=PlanSettings(score=score, rank=3))
     with pytest.raises(UsageError, match=f"'{score}' needs whole gradients: sketch") as found:
         run_report("llama", EXAMPLES, run)
     assert "--estimator exact" in (found.value.hint or "")
+
+
+def test_on_a_cpu_sums_on_the_host_are_counted_with_the_others() -> None:
+    model = FAMILIES["llama"].build()
+    asked = (
+        settings(estimator="exact", bootstrap=20),
+        settings(estimator="exact", bootstrap=20, accumulate_on="host"),
+    )
+    found, other = (forecast(model, byte_tokenizer(), EXAMPLES, run, CPU) for run in asked)
+    assert found.gradient_bytes == other.gradient_bytes
+    assert found.disk_bytes == other.disk_bytes == found.choice.needs.exact_sums
+    assert 0 < found.disk_bytes < found.gradient_bytes
+    assert not asked[1].capture.sums_on_host("cpu")
+    assert asked[1].capture.sums_on_host("cuda")
 
 
 def test_packed_weights_hold_no_exact_gradients() -> None:

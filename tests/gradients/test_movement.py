@@ -66,7 +66,6 @@ def test_weights_that_cannot_be_written_are_found(tmp_path: Path) -> None:
         ({"ranks": (4, 8)}, "gradient", 8),
         ({"score": "l1_adam"}, "gradient", 8),
         ({"score": "snr"}, "gradient", 8),
-        ({"passes": 3}, "gradient", 8),
         ({"groups": 4}, "gradient", 4),
     ],
 )
@@ -81,7 +80,7 @@ def test_auto_means_trials_where_they_choose_better(
     [
         ({"trials": 4, "movement": "gradient"}, "--trials and --movement gradient are mutually"),
         ({"groups": 8, "movement": "trial"}, "--groups and --movement trial are mutually"),
-        ({"passes": 3, "trial_steps": 8}, "--passes and --trial-steps are mutually"),
+        ({"groups": 3, "trial_steps": 8}, "--groups and --trial-steps are mutually"),
     ],
 )
 def test_options_of_trials_and_of_gradients_are_not_mixed(given: dict[str, Any], said: str) -> None:

@@ -46,9 +46,6 @@ def test_what_processes_tell_each_other(found: Found) -> None:
     for part in found:
         # Messages follow bytes, not tensors; buckets of 25 numbers hold two tensors of 10.
         assert (part["messages"], part["small buckets"]) == ([1, 1], 5)
-        # The main process gave its tensors to all.
-        assert part["given"]["plain"].tolist() == [0.0] * 4
-        assert torch.equal(part["given"]["turned"], torch.arange(6.0).reshape(2, 3).T)
         assert part["total"] == [3.0, 20.0]
         assert part["gathered"] == [{"rank": 0}, {"rank": 1}]
     assert [part["share"] for part in found] == [["a", "c", "e"], ["b", "d"]]
@@ -76,10 +73,8 @@ def assert_alike(together: ScoreReport, alone: ScoreReport) -> None:
     assert [row.module for row in together.rows] == [row.module for row in alone.rows]
     capture = together.run.settings["capture"]
     for module, row in found.items():
-        # Where few tokens reach an expert, some directions of a second pass are mere rounding:
-        # they find a little more of the other half, or a little less. And steps follow rounding:
-        # a gradient near zero is scaled up as any other.
-        loose = capture["movement"] == "trial" or (capture["passes"] > 1 and row.matrices > 1)
+        # Steps follow rounding: a gradient near zero is scaled up as any other.
+        loose = capture["movement"] == "trial"
         pair = {module: row}, {module: expected[module]}
         columns = ("hls", "tail_energy", "grad_energy", "stable_rank", "rgn")
         assert not differing(*pair, 1e-3 if loose else 1e-5, *columns, floor=1e-5)
@@ -91,7 +86,6 @@ def test_one_process_needs_no_others() -> None:
     alone = Processes()
     tensors = {"a": torch.ones(2)}
     assert alone.add_up(tensors) == tensors
-    alone.give_to_all(tensors)
     alone.wait()
     assert (alone.total([1.0]), alone.gather(3), alone.share("abc")) == ([1.0], [3], "abc")
     assert alone.is_main

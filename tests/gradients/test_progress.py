@@ -109,15 +109,11 @@ def test_runs_that_break_off_after_every_write_end_alike(
         except BrokenError:
             assert unfinished_runs(tmp_path)
     expected = [
-        RunPosition(number=1, half=half, group=group, batch=batch)
+        RunPosition(half=half, group=group, batch=batch)
         for half in (0, 1)
         for group in (0, 1)
         for batch in (1, 2)
     ]
-    if name == "passes":
-        for number in (2, 3):
-            again = [replace(place, number=number) for place in expected[:8]]
-            expected = [*expected, RunPosition(number=number), *again]
     assert places == expected
     assert report is not None
     other = undisturbed(name)
@@ -126,14 +122,12 @@ def test_runs_that_break_off_after_every_write_end_alike(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "batches", "number"), [("exact", 3, 1), ("passes", 11, 2)])
-def test_runs_that_break_off_between_writes_end_alike(
-    name: str, batches: int, number: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_that_break_off_between_writes_end_alike(name: str, tmp_path: Path) -> None:
     expected = undisturbed(name).rows
-    broken_run(tmp_path, options(name), batches=batches)
-    (path,) = tmp_path.iterdir()  # files of earlier passes are removed
-    assert path.name == f".hlscore-progress-0-of-1-pass-{number}.safetensors"
+    broken_run(tmp_path, options(name), batches=3)
+    (path,) = tmp_path.iterdir()
+    assert path.name == ".hlscore-progress-0-of-1.safetensors"
     assert stored_run(tmp_path, options(name), resume=True).rows == expected
     broken_run(tmp_path, options(name), scoring=True)
     assert stored_run(tmp_path, options(name), resume=True).rows == expected
@@ -186,7 +180,7 @@ def test_progress_is_not_written_before_it_is_due(
     for second in range(120):
         now[0] = max(now[0], float(second))
         if file.is_due():
-            file.save(_progress(1), {})
+            file.save(PROGRESS, {})
     # Once after ten seconds; then a write may take a twentieth of the time.
     assert saved == [10.0, 52.0, 94.0]
 
@@ -198,8 +192,9 @@ def progress_file(
     return ProgressFile(storage, processes or Processes())
 
 
-def _progress(number: int) -> RunState:
-    return RunState(position=RunPosition(number=number, group=2, batch=1), loss=1.5, batch_size=4)
+PROGRESS = RunState(
+    position=RunPosition(group=2, batch=1), loss=1.5, batch_size=4, known=7, beyond=2
+)
 
 
 def test_other_models_probes_and_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -249,10 +244,10 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     ],
 )
 def test_other_safetensors_are_no_progress(text: str | None, tmp_path: Path) -> None:
-    path = tmp_path / ".hlscore-progress-0-of-1-pass-1.safetensors"
+    path = tmp_path / ".hlscore-progress-0-of-1.safetensors"
     save_file({"a": torch.zeros(2)}, path, metadata=None if text is None else {"hlscore": text})
     with pytest.raises(ArtifactError, match=r"progress .* cannot be read"):
-        progress_file(tmp_path).load(_progress(1), CPU)
+        progress_file(tmp_path).load(PROGRESS, CPU)
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5])
@@ -269,7 +264,7 @@ def test_damaged_files_are_one_clear_error(left: float, tmp_path: Path) -> None:
 
 def test_leftovers_are_harmless(tmp_path: Path) -> None:
     run = options("exact")
-    left = tmp_path / ".hlscore-progress-0-of-1-pass-1.safetensors.unfinished"
+    left = tmp_path / ".hlscore-progress-0-of-1.safetensors.unfinished"
     left.write_bytes(b"half")
     assert not unfinished_runs(tmp_path)
     with pytest.raises(UsageError, match="no unfinished run"):
@@ -277,8 +272,8 @@ def test_leftovers_are_harmless(tmp_path: Path) -> None:
     broken_run(tmp_path, run, batches=2)
     left.mkdir()
     (left / ".tmpAbC123").write_bytes(b"half")
-    (tmp_path / ".hlscore-progress-0-of-1-pass-x.safetensors").write_bytes(b"other")
-    (tmp_path / ".hlscore-progress-0-of-2-pass-2.safetensors").write_bytes(b"other")
+    (tmp_path / ".hlscore-progress-0-of-x.safetensors").write_bytes(b"other")
+    (tmp_path / ".hlscore-progress-0-of-2.safetensors").write_bytes(b"other")
     assert stored_run(tmp_path, run, resume=True).rows == undisturbed("exact").rows
     assert not left.exists()
     (tmp_path / "kept").write_text("mine")
@@ -310,13 +305,13 @@ def test_a_full_disk_leaves_what_was_stored(
     (path,) = tmp_path.iterdir()
     with safe_open(path, framework="pt") as file:
         stored = json.loads(file.metadata()["hlscore"])["progress"]["position"]
-    assert stored == {"number": 1, "half": 0, "group": 0, "batch": 2}
+    assert stored == {"half": 0, "group": 0, "batch": 2}
     monkeypatch.undo()
     assert stored_run(tmp_path, run, resume=True).rows == undisturbed("sketch").rows
 
 
-def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> None:
-    """Two processes, one of which was killed before it had stored the second pass."""
+def test_a_process_goes_on_from_what_it_has_stored(tmp_path: Path) -> None:
+    """Two processes, one of which was killed before it had stored anything."""
 
     class Pair(Processes):
         """Gathers what the other process would say."""
@@ -324,22 +319,19 @@ def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> Non
         def gather(self, item: Any) -> list[Any]:
             return [item, said[0]]
 
-    said: list[Any] = [[1]]
-    file = progress_file(tmp_path, Pair(rank=0, size=2))
-    for number in (1, 2):
-        file.save(_progress(number), {"a": torch.full((2,), float(number))})
+    said: list[Any] = [True]
+    file, other = (progress_file(tmp_path, Pair(rank=rank, size=2)) for rank in (0, 1))
+    file.save(PROGRESS, {"a": torch.ones(2)})
     start = RunState(position=RunPosition(), loss=0.0, batch_size=9)
     found, state = file.load(start, CPU)
-    assert found == _progress(1)
+    assert found == PROGRESS
     assert state["a"].tolist() == [1.0, 1.0]
-    said[0] = [2]
-    assert file.load(start, CPU)[0] == _progress(2)
-    said[0] = []  # killed before it stored anything: from the start of the first pass
-    assert file.load(start, CPU)[0] == _progress(1)
-    file.forget(before=2)
-    said[0] = [1]
+    assert other.load(start, CPU) == (start, {})
+    said[0] = False
     with pytest.raises(UsageError, match="no unfinished run"):
-        file.load(start, CPU)
+        other.load(start, CPU)
+    file.forget()
+    assert not list(tmp_path.iterdir())
 
 
 def test_times_of_a_resumed_run_are_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

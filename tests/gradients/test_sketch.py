@@ -60,13 +60,13 @@ class Captured:
         return [sum(e.counted_tokens for e in half) for half in halves(self.probes)]
 
 
-def capture(model: PreTrainedModel, run: RankSettings, *, passes: int = 1) -> Captured:
+def capture(model: PreTrainedModel, run: RankSettings) -> Captured:
     """Run the probes through a model, and stop before anything is reduced."""
     items = candidates_of(find_modules(model, run.candidates))
     probes = probe_set(model, EXAMPLES, run)
     gradients = SketchGradients(items, TestMatrices(size=SIZE, seed=run.seed), groups=None)
     sources = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
-    options = replace(run.capture, estimator="sketch", passes=passes)
+    options = replace(run.capture, estimator="sketch")
     ProbeRun(
         model=model, probes=probes, gradients=gradients, sources=sources, settings=options
     ).run()
@@ -136,58 +136,11 @@ def test_sketches_are_dense_gradients_times_omega(
 
 
 @EVERY_FAMILY
-def test_further_passes_multiply_gradients_with_their_bases(name: str) -> None:
-    found = capture(FAMILIES[name].build(), settings(), passes=3)
-    bases, wrong = found.gradients.bases(), []
-    for half in (0, 1):
-        totals = found.gradients.totals(half)
-        assert totals.keys() == bases.keys()
-        for module, basis in bases.items():
-            dense = family_oracle(name)[module]
-            mean = (dense.first, dense.second)[half]
-            matrix = in_layout(found.items[module], mean * found.tokens[half])
-            if matrix.shape[-1] < matrix.shape[-2]:  # the third pass multiplies on the long side
-                matrix = matrix.mT
-            complete = basis.shape[-1] == basis.shape[-2]
-            expected = matrix if complete else matrix @ basis.double()
-            unit = torch.eye(basis.shape[-1])
-            torch.testing.assert_close(basis.mT @ basis, unit.expand(len(basis), -1, -1))
-            if not (error := apart(totals[module], expected)) < 1e-4:
-                wrong.append((module, half, error))
-    assert not wrong
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba"])
-def test_after_three_passes_gradients_are_split_by_the_span(name: str) -> None:
-    found = capture(FAMILIES[name].build(), settings(), passes=3)
-    tests, used = TestMatrices(size=SIZE, seed=0), SIZE // 2
-    for module, basis in found.gradients.bases().items():
-        captured, _ = found.gradients.take(module, found.tokens)
-        assert captured is not None
-        assert captured.inside is not None
-        assert captured.outside is not None
-        dense = family_oracle(name)[module]
-        for half, mean in enumerate((dense.first, dense.second)):
-            matrix = short_first(in_layout(found.items[module], mean))
-            span = basis.double()
-            omega = tests.of(matrix.shape[-1], torch.device("cpu"), torch.float64)
-            rest = matrix - matrix @ span @ span.mT
-            expected = rest @ omega[:, used:] / (SIZE - used) ** 0.5
-            scale = float(matrix.norm())
-            outside = captured.outside[half].double()
-            assert float((outside - expected).norm()) < 1e-4 * scale
-            inside = float(captured.inside[half].double().square().sum())
-            assert abs(inside + float(rest.square().sum()) - scale**2) < 1e-4 * scale**2
-
-
-@pytest.mark.parametrize(
-    ("name", "passes"), [*((name, 1) for name in FAMILIES), ("gpt2", 3), ("qwen3_moe", 3)]
-)
-def test_gradients_that_are_kept_whole_give_the_exact_scores(name: str, passes: int) -> None:
+def test_gradients_that_are_kept_whole_give_the_exact_scores(name: str) -> None:
     model = FAMILIES[name].build()
     whole = run_report(model, EXAMPLES, settings(batch_size=5))
     exact = by_module(whole.rows)
-    run = settings(batch_size=5, estimator="sketch", sketch_size=128, passes=passes)
+    run = settings(batch_size=5, estimator="sketch", sketch_size=128)
     report = run_report(model, EXAMPLES, run)
     assert report.probes.mean_loss == pytest.approx(whole.probes.mean_loss, rel=1e-6)
     assert (report.run.estimator, report.run.sketch_size) == ("sketch", 128)
@@ -252,7 +205,7 @@ def test_no_gradient_of_a_linear_map_is_formed(name: str, monkeypatch: pytest.Mo
 
     real = ProbeRun._run_part
     monkeypatch.setattr(ProbeRun, "_run_part", watched)
-    found = capture(model, settings(batch_size=5), passes=3)
+    found = capture(model, settings(batch_size=5))
     assert not accumulated
     assert require == {found.items[module].parameter for module in found.formed}
     assert found.formed.isdisjoint(tapped)
@@ -503,12 +456,11 @@ def test_folded_sketches_keep_inner_products_on_average() -> None:
     torch.testing.assert_close(total, folded[0] + folded[1], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba2"])
-def test_small_sketches_are_within_their_stated_errors(name: str, passes: int) -> None:
+def test_small_sketches_are_within_their_stated_errors(name: str) -> None:
     model = FAMILIES[name].build()
     exact = scored(model, EXAMPLES, settings())
-    run = settings(estimator="sketch", sketch_size=8, passes=passes)
+    run = settings(estimator="sketch", sketch_size=8)
     within = []
     for module, row in scored(model, EXAMPLES, run).items():
         assert row.hls_error

@@ -316,7 +316,11 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
         if len(calls) == 6:  # the last of 3 steps of the second trial
             raise trials.DivergedError
 
-    monkeypatch.setattr(TrialRun, "_find_rate", lambda *_: rate)
+    def found(self: Any) -> float:
+        self.state = replace(self.state, search=(3.0, 2.0))  # of the rate that diverges
+        return rate
+
+    monkeypatch.setattr(TrialRun, "_find_rate", found)
     monkeypatch.setattr(TrialRun, "_step", fails_once)
     report = run_report(model, EXAMPLES, options(trial_rate=None, bootstrap=20))
     assert len(calls) == 6 + 4 * 3
@@ -324,6 +328,7 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     assert [row.changed() for row in report.rows] == [row.changed() for row in expected.rows]
     assert report.probes.mean_loss == expected.probes.mean_loss
     assert report.run.trial_rate == expected.run.trial_rate == RATE
+    assert not any("held-out loss" in note for note in report.run.notes)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from hlscore.settings import (
     RankSettings,
 )
 from hlscore.steps import Silent
+from hlscore.unfinished import UnfinishedRun
 
 EOS_ID, USER, ASSISTANT, END = 258, 260, 261, 262
 REWARDS = (1.0, 0.0, 0.25)
@@ -353,6 +354,41 @@ def test_order_of_rows_changes_nothing(tmp_path: Path, model: PreTrainedModel) -
         assert row.grad_energy
         assert close(second[name].grad_energy, row.grad_energy, 1e-5)
         assert close(second[name].hls, row.hls, 1e-4, floor=1e-6 * row.grad_energy)
+
+
+def test_ratios_of_a_resumed_run_are_those_of_all_tokens(
+    tmp_path: Path, model: PreTrainedModel
+) -> None:
+    rows = [
+        {"prompt_ids": [5, number], "completion_ids": [7, number, 9], "reward": reward,
+         "logprobs": [-5.5, -9.0, -5.5]}
+        for number in range(8) for reward in (0.0, 1.0)
+    ]  # fmt: skip
+    path, identity = write_rows(tmp_path / "rollouts.jsonl", rows), identify(model, "test", None)
+
+    def ratios(display: Silent, *, resume: bool = False) -> str:
+        storage = UnfinishedRun(folder=tmp_path / "run", every_seconds=0, resume=resume)
+        found = rank_model(
+            model, tokenizer(), identity, read(path, model), settings(path), display,
+            storage=storage,
+        )  # fmt: skip
+        assert found is not None
+        return next(note for note in found.report.run.notes if "have ratios outside" in note)
+
+    class Stopping(Silent):
+        def __init__(self) -> None:
+            self.left = 3
+
+        def advance(self, _: int) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    whole = ratios(Silent())
+    assert "of the 48 tokens" in whole
+    with pytest.raises(KeyboardInterrupt):
+        ratios(Stopping())
+    assert ratios(Silent(), resume=True) == whole
 
 
 # Logs of TRL

@@ -187,7 +187,7 @@ def test_validate_gets_only_the_options_that_it_has() -> None:
      "--revision 'v 2' --dtype float32 --device-map auto --max-memory 0=20GiB "
      "--max-memory cpu=64GiB --allow-pickle"),
     (DataSettings, {"data": "d", "config": "c"}, "--data d --data-config c"),
-    (CaptureSettings, {"checkpointing": False, "passes": 3}, "--no-checkpointing --passes 3"),
+    (CaptureSettings, {"checkpointing": False, "groups": 4}, "--no-checkpointing --groups 4"),
     (CandidateSettings, {"include": ["a*", "b"]}, "--include 'a*' --include b"),
     (PlanSettings, {"ranks": (4, 8), "rank": 4, "locks": ("*=full", "x=lora")},
      "--rank 4 --ranks 4,8 --lock '*=full' --lock x=lora"),
