@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-_BUCKET_NUMBERS = 2**26
 _WATCH_SECONDS = 1.0
 # How long the main process may need to find the error that this one has found.
 _MAIN_SECONDS = 20.0
@@ -49,8 +48,7 @@ class Processes:
     def add_up(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Sums of the tensors of all processes by name, the same in every process.
 
-        Tensors travel in buckets, so that the number of messages follows their bytes, not their
-        number. Where a process lacks one that others have, it counts as zero.
+        Where a process lacks one that others have, it counts as zero.
 
         Args:
             tensors: Tensors of this process; changed in place.
@@ -63,29 +61,13 @@ class Processes:
         described = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
         union = {name: what for part in self.gather(described) for name, what in part.items()}
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
-        sums = {
-            name: tensors[name]
-            if name in tensors
-            else torch.zeros(union[name][0], dtype=union[name][1], device=device)
-            for name in sorted(union)
-        }
-        buckets: list[list[torch.Tensor]] = [[]]  # of tensors of one device and dtype
-        filled = 0
-        for tensor in sums.values():
-            alike = all(
-                (t.device, t.dtype) == (tensor.device, tensor.dtype) for t in buckets[-1][:1]
-            )
-            if not alike or filled + tensor.numel() > _BUCKET_NUMBERS:
-                buckets.append([])
-                filled = 0
-            buckets[-1].append(tensor)
-            filled += tensor.numel()
-        for bucket in filter(None, buckets):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            distributed.all_reduce(flat)
-            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
-            for tensor, part in zip(bucket, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+        sums = {}
+        for name, (shape, dtype) in sorted(union.items()):
+            own = tensors.get(name)
+            own = torch.zeros(shape, dtype=dtype, device=device) if own is None else own
+            total = own.contiguous()  # a message is sent in the order of memory
+            distributed.all_reduce(total)
+            sums[name] = own if total is own else own.copy_(total)
         return sums
 
     def total(self, numbers: Sequence[float]) -> list[float]:

@@ -15,9 +15,7 @@ import torch
 from families import FAMILIES
 from problems import completions, settings
 from tokens import byte_tokenizer
-from torch import distributed
 
-from hlscore import processes as module
 from hlscore.flow.rank import rank_model
 from hlscore.gradients.progress import ProgressFile
 from hlscore.inputs.identity import identify
@@ -59,14 +57,6 @@ def sums(me: Processes) -> dict[str, torch.Tensor]:
     return found
 
 
-def messages(me: Processes, count: int) -> int:
-    """All-reduce calls that a number of small tensors take."""
-    with patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as calls:
-        found = me.add_up({f"{i}": torch.full((10,), float(i)) for i in range(count)})
-    assert all(found[f"{i}"].tolist() == [2.0 * i] * 10 for i in range(count))
-    return int(calls.call_count)
-
-
 def rows(
     me: Processes, name: str, run: str, count: int, storage: UnfinishedRun | None = None
 ) -> Any:
@@ -102,13 +92,10 @@ def main(folder: Path) -> None:
     with joined() as me:
         found: dict[str, Any] = {
             "sums": sums(me),
-            "messages": [messages(me, count) for count in (64, 640)],
             "total": me.total([1.0 + me.rank, 10.0]),
             "gathered": me.gather({"rank": me.rank}),
             "share": list(me.share("abcde")),
         }
-        module._BUCKET_NUMBERS = 25
-        found["small buckets"] = messages(me, 10)
         found["rows"] = {
             (name, run, size): rows(me, name, run, COUNTS[size])
             for name, size in PAIRS

@@ -39,13 +39,6 @@ def check_scores(case: Case) -> Iterator[Finding]:
             f"than the {full:,} modules in full: the choice is mostly noise.",
             ("stability", "clear_modules"),
         )
-    if plan.provenance.probes.objective == "grpo" and full:
-        yield finding(
-            "HLS507",
-            "The plan is for training with rewards, where LoRA did not lag behind in our trials: "
-            "compare with `hlscore plan scores.parquet --baseline lora-matched`.",
-            ("provenance", "probes", "objective"),
-        )
     if plan.lora.ranks:
         return
 

@@ -211,17 +211,12 @@ class ProbeRun(Run):
 
     def _check_finite(self, here: RunPosition) -> None:
         """Look for NaN and infinity, once per group: reading the answer waits for the device."""
-        by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
         for name, total in self.gradients.totals(here.half).items():
-            by_device.setdefault(total.device, {})[name] = total.sum()
-        for sums in by_device.values():
-            finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
-            for name, good in zip(sums, finite, strict=True):
-                if not good:
-                    raise CaptureError(
-                        f"The gradient of '{name}' in {here} holds NaN or infinity.",
-                        hint=_overflow_hint(self.model),
-                    )
+            if not math.isfinite(float(total.sum())):
+                raise CaptureError(
+                    f"The gradient of '{name}' in {here} holds NaN or infinity.",
+                    hint=_overflow_hint(self.model),
+                )
 
     def notes(self) -> Iterator[str]:
         """Remarks on the run: ratios to the sampling policy, and batches that did not fit."""

@@ -229,7 +229,7 @@ def sampled_parameters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
     Parameters that are offloaded, or of a quantization library's own tensor type, are left out.
     """
-    drawn: dict[torch.device, dict[str, torch.Tensor]] = {}
+    found: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
@@ -240,10 +240,5 @@ def sampled_parameters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
                 flat = flat.view(torch.uint8)
             count = min(_SAMPLES, flat.numel())
             places = torch.arange(count, device=flat.device) * flat.numel() // max(count, 1)
-            drawn.setdefault(flat.device, {})[name] = flat[places].float().nan_to_num()
-    found: dict[str, torch.Tensor] = {}
-    for samples in drawn.values():  # one transfer per device
-        together = torch.cat(list(samples.values())).cpu()
-        sizes = [sample.numel() for sample in samples.values()]
-        found |= dict(zip(samples, torch.split(together, sizes), strict=True))
+            found[name] = flat[places].float().nan_to_num().cpu()
     return found

@@ -7,12 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
+from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan
 from hlscore.records import ScoreReport
-from hlscore.scores.registry import SCORES
-from hlscore.settings import NOT_VALIDATED, PlanSettings, RankSettings, ValidateSettings, arguments
-from hlscore.settings.objective import OF_SAMPLING
+from hlscore.settings import NOT_VALIDATED, PlanSettings, ValidateSettings, arguments
 from hlscore.views.terminal import command
 
 Step = tuple[str, str]  # a command and its purpose
@@ -30,20 +28,6 @@ def after_rank(report: ScoreReport, plan: Plan, paths: Mapping[str, Path]) -> It
     other_budget = plan_again(report, scores, *options, without=("budget",))
     yield other_budget, "another budget, without the model"
     yield for_trainer(plan_file)
-    # Ranks chosen by updates did no better than one rank for all (benchmarks/evidence).
-    by_gradients = SCORES[plan.score.name].leaves_over and not report.run.scores_updates
-    if by_gradients and any_full and not plan.lora.ranks:
-        # Ranks around that of the run which all its curves hold.
-        rank = report.run.rank
-        curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]
-        held = set(curves[0]).intersection(*curves) if curves else ()
-        ranks = sorted(each for each in held if max(1, rank // 4) <= each <= 4 * rank)
-        alpha = run.get("plan", {}).get("alpha") or 2 * rank
-        if ranks and all(alpha * each % rank == 0 for each in ranks):  # alphas are whole numbers
-            cost = ("--budget", f"{plan.totals.trained_params // 1000}k")
-            each = ("--ranks", ",".join(map(str, ranks)), "-o", "plan-ranks.json")
-            ranked = plan_again(report, scores, *cost, *each, without=("budget", "gated_pairs"))
-            yield ranked, "at the same cost, a rank for each module"
     if objective == "sft" and any_full:
         of_run = {part: run.get(part) for part in ("model", "data")}
         of_run["assistant_only_loss"] = run.get("objective", {}).get("assistant_only_loss", False)
@@ -51,18 +35,6 @@ def after_rank(report: ScoreReport, plan: Plan, paths: Mapping[str, Path]) -> It
         words = arguments(ValidateSettings, of_run, without=unknown)
         trial = command("validate", report.model.model, "--plan", plan_file, *words)
         yield trial, "does it beat LoRA with as many parameters here? often it does not"
-    if ROLLOUTS_FILE in paths:
-        other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
-        given = ("--objective", "grpo", "--rollouts", paths[ROLLOUTS_FILE])
-        # The file has the prompts, how they were completed, and the rewards.
-        known = (
-            "model", "data", "config", "split", "columns", "samples", "objective", "loss_type",
-            "beta", "rollouts", "temperature", *OF_SAMPLING,
-        )  # fmt: skip
-        words = arguments(RankSettings, run, without=known)
-        words += ["--loss-type", other, "-o", other]
-        again = command("rank", report.model.model, *given, *words)
-        yield again, "another loss on the same completions, without sampling again"
 
 
 def plan_again(

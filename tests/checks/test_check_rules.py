@@ -79,7 +79,6 @@ BROKEN: list[tuple[str, tuple[Any, ...], Any]] = [
     ("HLS504", ("modules", FULL, "mode"), every(score=-1.0)),
     ("HLS505", ("modules", LORA, "mode"), swapped),
     ("HLS506", ("stability", "clear_modules"), 0),
-    ("HLS507", ("provenance", "probes", "objective"), "grpo"),
     ("HLS704", ("provenance", "hlscore_version"), "99.0.0"),
 ]  # fmt: skip
 

@@ -158,7 +158,11 @@ def test_rank_writes_shows_and_repeats(tmp_path: Path) -> None:
     printed = [line.split()[1:] for line in first.out.splitlines() if "hlscore plan" in line]
     for command in printed:
         assert hlscore(*command).code == 0
-    plan, ranked = read_plan(folder / "plan.json"), read_plan(tmp_path / "plan-ranks.json")
+    plan = read_plan(folder / "plan.json")
+    cost = f"{plan.totals.trained_params // 1000}k"
+    every = ("--ranks", "4,8,16,32,64", "--budget", cost, "-o", "plan-ranks.json")
+    assert hlscore("plan", folder / "scores.parquet", *every).code == 0
+    ranked = read_plan(tmp_path / "plan-ranks.json")
     assert ranked.lora.ranks == [4, 8, 16, 32, 64]
     assert ranked.totals.trained_params <= plan.totals.trained_params
     silent = f"{ranked.totals.frozen_modules} of 42 modules stay frozen"
