@@ -179,8 +179,7 @@ def test_rank(lane: Lane, figures: Figures, movement: str) -> None:
     plan = read_plan(lane.folder / movement / "plan.json")
     full = {item.module for item in plan.modules if item.mode == "full"}
     assert len(full) == TENTH
-    if movement == "gradient":  # of updates, at most one of a gated pair is in full
-        assert full == tenth(report)
+    assert full == tenth(report)
 
 
 @pytest.mark.parametrize("movement", MOVEMENTS)
