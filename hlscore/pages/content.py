@@ -16,10 +16,8 @@ from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import Choice
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import Score, find_score, replicates_at, score_of
-from hlscore.scores.rows import CONFIDENCE, interval, order_rows, standard_error
+from hlscore.scores.rows import INTERVAL, interval, order_rows, standard_error
 from hlscore.settings import PlanSettings
-
-INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 Unit = Literal["modules", "parameters"]
 

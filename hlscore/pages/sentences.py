@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from hlscore.pages.content import INTERVAL, Content
+from hlscore.pages.content import Content
+from hlscore.scores.rows import INTERVAL
 from hlscore.views.summary import (
     budget_spent,
     clear_modules,

@@ -10,13 +10,12 @@ from fractions import Fraction
 from typing import Literal
 
 from hlscore.errors import BudgetError
-from hlscore.settings import parse_bytes
+from hlscore.settings.model import NUMBER, parse_bytes
 
 BudgetUnit = Literal["modules", "parameters", "bytes"]
 
-_NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-_SHARE = re.compile(rf"{_NUMBER}\s*(p?)", re.ASCII)
-_COUNT = re.compile(rf"{_NUMBER}\s*([kKMBT])", re.ASCII)
+_SHARE = re.compile(rf"{NUMBER}\s*(p?)", re.ASCII)
+_COUNT = re.compile(rf"{NUMBER}\s*([kKMBT])", re.ASCII)
 _COUNTS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _HINT = (
     "Use 0.1 for 10 % of the candidate modules, 0.1p for 10 % of their parameters, 500M for that "

@@ -14,7 +14,7 @@ import numpy as np
 from hlscore.records import Candidate, GradientStatistics, Matrix, ModuleRow, WeightStatistics
 from hlscore.scores.registry import SCORES, Score, score_of
 
-CONFIDENCE = 0.95
+INTERVAL = (0.025, 0.975)  # the quantiles between which 95 % lie
 _COLUMNS = {item.name for item in fields(ModuleRow)}
 
 
@@ -179,6 +179,5 @@ def interval(replicates: Sequence[float]) -> tuple[float | None, float | None]:
     """Ends of the 95 % interval of a score; `None` where there are fewer than two replicates."""
     if len(replicates) < 2:
         return None, None
-    outside = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(replicates, (outside, 1 - outside))
+    low, high = np.quantile(replicates, INTERVAL)
     return float(low), float(high)

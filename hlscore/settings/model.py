@@ -14,8 +14,9 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadIn = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"]
 
-_NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-_MEMORY = re.compile(rf"{_NUMBER}\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
+# A number, whole or not, as budgets and sizes of memory have it.
+NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+_MEMORY = re.compile(rf"{NUMBER}\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> float | None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hlscore.scores.rows import INTERVAL
 from hlscore.validation.arms import FULL, LARGEST, LAST, LORA, MATCHED, PLAN, RANDOM, RSLORA
 
 RESAMPLES = 4000
-CONFIDENCE = 0.95
 FEW_SEEDS = 5
 # An adapter starts at zero, so that in the first steps it lags behind whatever its rank.
 FEW_STEPS = 20
@@ -95,7 +95,7 @@ def compare_arms(
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(values[1:], ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    low, high = np.quantile(values[1:], INTERVAL)
     return Interval(value=float(values[0]), low=float(low), high=float(high))
 
 
