@@ -1,7 +1,7 @@
 """Several processes that share the probes of one run, on top of `torch.distributed`.
 
 Sums over the probes are linear: each process adds up its share of every probe group, and the
-sums meet once per pass. Nothing is sent while batches run.
+sums meet once, at the end. Nothing is sent while batches run.
 """
 
 from __future__ import annotations

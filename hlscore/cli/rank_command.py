@@ -81,7 +81,7 @@ def rank(
         with refused_unless(dry_run):
             _check_folder(folder, settings, resume=resume, force=force)
     if dry_run:
-        _forecast(settings, as_json=as_json)
+        _forecast(settings, saves=bool(save_every), as_json=as_json)
         return
     if process.is_main:
         remove_unfinished(folder, keep_progress=resume)
@@ -165,7 +165,7 @@ def _score(
             raise type(error)(error.message, hint=hint.strip()) from error
 
 
-def _forecast(settings: RankSettings, *, as_json: bool) -> None:
+def _forecast(settings: RankSettings, *, saves: bool, as_json: bool) -> None:
     """Say what a run would do."""
     with status("loading torch and transformers"):
         from hlscore.flow.forecast import forecast, forecast_weights
@@ -181,4 +181,4 @@ def _forecast(settings: RankSettings, *, as_json: bool) -> None:
             found: Any = forecast(model, tokenizer, examples, settings, device)
         else:
             found = forecast_weights(model, settings)
-    print_forecast(found, settings, device=str(device), as_json=as_json)
+    print_forecast(found, settings, device=str(device), saves=saves, as_json=as_json)

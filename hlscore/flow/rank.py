@@ -59,6 +59,8 @@ def rank_model(
 ) -> RankResult | None:
     """Probe a model, score its modules and allocate the budget.
 
+    Stored progress stays: it is removed when the results are written.
+
     Args:
         model: The model with weights; comes back as it was.
         tokenizer: Not used where the examples are tokenized.
@@ -113,7 +115,7 @@ def rank_model(
             f"{left_out:,} of {len(planned):,} modules are left out: no linear layer computes with "
             "their weights, which are sharded or offloaded.",
         )
-    result = result_of(
+    return result_of(
         settings,
         modules,
         identity,
@@ -131,9 +133,6 @@ def rank_model(
         notes=remarks,
         rollouts=rollouts,
     )
-    if captured.file is not None:
-        captured.file.forget()
-    return result
 
 
 def encode_probes(

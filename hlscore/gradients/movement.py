@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from hlscore.errors import CaptureError, UsageError
+from hlscore.errors import CaptureError, DataError, UsageError
 from hlscore.inputs.weights import is_sharded
 from hlscore.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.probes.units import ProbeSet
@@ -94,7 +94,7 @@ def with_enough_probes(
         decided: By `with_movement`.
 
     Raises:
-        CaptureError: They are too few for trials that were asked for.
+        DataError: They are too few for trials that were asked for.
     """
     if decided.capture.movement != "trial":
         return decided, ()
@@ -109,7 +109,7 @@ def with_enough_probes(
     elif not asked and sum(sizes) < wanted:
         few = f"{found} are too few, {wanted} would do"
     if few and asked:
-        raise CaptureError(
+        raise DataError(
             f"{few}.", hint="Give more examples (--samples), or use --movement gradient."
         )
     return (_by_gradients(settings), (_INSTEAD.format(few),)) if few else (decided, ())

@@ -115,7 +115,16 @@ class ProgressFile:
         """State and sums that this process has stored; `start` where others alone have any."""
         path = self._path
         if not any(self._processes.gather(path.exists())):
-            raise nothing_to_resume(self._folder)
+            others = sorted(self._folder.glob(f"{PROGRESS_PREFIX}-*{path.suffix}"))
+            if not any(self._processes.gather(bool(others))):
+                raise nothing_to_resume(self._folder)
+            by = f" '{others[0].name}'" if others else ""
+            raise UsageError(
+                f"The progress{by} in '{self._folder}' was stored by another number of processes, "
+                f"or by another version of hlscore; this is a run of {self._processes.size}.",
+                hint="Resume with as many processes (torchrun --nproc-per-node N), or start anew "
+                "with --force.",
+            )
         run, state = start, {}
         if path.exists():
             identity, run, self.earlier_seconds = _read_header(path)
@@ -134,11 +143,6 @@ class ProgressFile:
                 hint="Start anew with --force.",
             )
         return run, state
-
-    def forget(self) -> None:
-        """Remove stored progress."""
-        self._path.unlink(missing_ok=True)
-        remove(self._path.with_name(f"{self._path.name}{HALF_WRITTEN}"))
 
     def stored_identity(self) -> dict[str, Any]:
         """Identity of the run that is stored, the same in all processes; empty for none."""

@@ -48,7 +48,6 @@ class Captured:
     trial_steps: int | None  # of every trial
     earlier_seconds: float  # what a resumed run took before
     notes: tuple[str, ...]
-    file: ProgressFile | None
 
 
 def capture(
@@ -86,7 +85,9 @@ def capture(
             f"probabilities of earlier ones (by {later:.2g} nats), so the loss says little."
         )
 
-    file = None if storage is None else ProgressFile(storage, processes, together=sharded)
+    # Shares of probes may be stored at different moments; trials and sharded passes go in step.
+    together = sharded or by_trials
+    file = None if storage is None else ProgressFile(storage, processes, together=together)
     earlier = file if storage is not None and storage.resume else None
     known: Mapping[str, Any] = {}
     if earlier is not None and wanted.estimator == "auto":
@@ -164,7 +165,6 @@ def capture(
         trial_steps=trial_steps(probes, wanted),
         earlier_seconds=0.0 if file is None else file.earlier_seconds,
         notes=(*notes, *run.notes()),
-        file=file,
     )
 
 

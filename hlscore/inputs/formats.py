@@ -75,7 +75,7 @@ def roles_of(wanted: Wanted) -> set[str]:
 
 def no_examples(source: str) -> DataError:
     """The error for data without any example."""
-    return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
+    return DataError(f"'{source}' holds no examples.", hint="Give some.")
 
 
 def example_set(

@@ -62,9 +62,14 @@ def example_units(
         if truncated:
             why = (
                 f"{truncated} of {len(examples.rows)} are longer than {limit} tokens and lost "
-                "their completion; raise --max-length"
+                "their completion"
             )
-        raise DataError(f"No token of '{examples.source}' carries loss: {why}.")
+        raise DataError(
+            f"No token of '{examples.source}' carries loss: {why}.",
+            hint="Give examples that end within what the model reads, or a larger --max-length."
+            if truncated
+            else "Give examples with something to learn.",
+        )
     dropped = len(examples.rows) - len(kept)
     loss_on: LossTokens = "completion" if examples.format == "prompt_completion" else "all"
     if marking is not None:

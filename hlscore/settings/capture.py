@@ -38,16 +38,19 @@ class CaptureSettings:
     )
     sketch_size: int | None = option(
         None,
-        "Columns of a sketch: more are more exact. With exact: of the standard errors.",
+        "Columns of a sketch: more are more exact. Standard errors of exact sums use as many.",
         default="8 x rank, at least 128",
         low=2,
         high=2**16,
     )
-    accumulate_on: Accumulator = option("device", "Where the sums of the exact estimator are kept.")
+    accumulate_on: Accumulator = option(
+        "device", "Where the sums of the exact estimator are kept: the model's device, or the host."
+    )
     movement: Movement = option(
         "auto",
         "What is scored: first gradients, or weight updates of trials or of --update. auto: trials "
-        "for sft where weights can be moved, but gradients with --ranks.",
+        "for sft where weights can be moved and there are 32 examples, but gradients with --ranks "
+        "or --groups.",
     )
     trials: int = option(
         4,
@@ -59,7 +62,7 @@ class CaptureSettings:
     )
     trial_steps: int | None = option(
         None,
-        "Optimizer steps of each trial.",
+        "Optimizer steps of each trial, at most as many as it has examples.",
         default=f"{DEFAULT_TRIAL_STEPS}, or as many as have two examples each",
         low=1,
         high=10_000,

@@ -38,6 +38,7 @@ from hlscore.validation.training import (
     Validation,
     train,
 )
+from hlscore.wording import count
 
 SCHEMA_VERSION = 1
 # Finished trainings, one line each; not named as the progress of `rank` is, which may go to the
@@ -116,7 +117,8 @@ def split_examples(
     tested = round(held_out * len(unique) / 2)
     if tested < 2 or len(unique) - 2 * tested < 2:
         raise DataError(
-            f"{len(unique)} different examples are too few to hold some out.",
+            f"{count(len(unique), 'different example')} "
+            f"{'is' if len(unique) == 1 else 'are'} too few to hold some out.",
             hint="Give at least ten, better some hundred.",
         )
     return unique[2 * tested :], unique[:tested], unique[tested : 2 * tested]

@@ -17,9 +17,18 @@ _PROBES = ("objective", "examples", "total_tokens", "counted_tokens", "loss_on")
 
 
 def print_forecast(
-    found: Forecast | WeightForecast, settings: RankSettings, *, device: str, as_json: bool
+    found: Forecast | WeightForecast,
+    settings: RankSettings,
+    *,
+    device: str,
+    saves: bool,
+    as_json: bool,
 ) -> None:
-    """Print what a run would do."""
+    """Print what a run would do.
+
+    Args:
+        saves: Whether the run stores its progress.
+    """
     candidates, limit, unit = candidates_of(found.modules), found.budget_limit, found.budget_unit
     params = sum(item.n_params for item in candidates)
     notes: tuple[str, ...] = ()
@@ -67,7 +76,10 @@ def print_forecast(
             "time": f"about {duration(found.probe_seconds)} of forward and backward passes at the "
             "speed measured now, plus decompositions"
             f"{', sampling' if found.generation_bytes else ''} and loading",
-            "disk": f"up to {memory(found.disk_bytes)} of stored progress while it runs",
+            "disk": f"up to {memory(found.disk_bytes)} of stored progress, twice that while it is "
+            "written"
+            if saves
+            else "",
         }
         notes = found.notes
     else:
@@ -82,7 +94,7 @@ def print_forecast(
             f"{memory(found.work_bytes)} to decompose it"
         )
     if as_json:
-        print_json(content | {"budget_unit": unit, "budget_limit": limit})
+        print_json(content | {"budget_unit": unit, "budget_limit": limit, "notes": notes})
         return
     full = f"at most {count(limit, unit)} {'trained in all' if settings.plan.ranks else 'in full'}"
     lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full

@@ -320,21 +320,14 @@ def test_broken_sketch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(self: SketchGradients, name: str, kept: Any, delta: Any, *rest: Any) -> None:
         if name == victim:
             calls.append(name)
-            if len(calls) in broken:
+            if len(calls) == 2:
                 delta = delta * float("nan")
         take(self, name, kept, delta, *rest)
 
     monkeypatch.setattr(SketchGradients, "add_product", poisoned)
-    options = ("--estimator", "sketch", "--sketch-size", "8", "--passes", "3", "--rank", "2")
-    broken: set[int] = set()
-    assert desk.rank(*options).code == 0
-    of_one_pass = len(calls) // 3
-    shutil.rmtree(desk.out)
-    for number in (2, of_one_pass + 2):
-        calls.clear()
-        broken = {number}
-        message = desk.refuse(*options, "--save-every", "0")
-        assert f"of '{victim}' in probe group 2 of half 1 holds NaN or infinity." in message
+    options = ("--estimator", "sketch", "--sketch-size", "8", "--rank", "2")
+    message = desk.refuse(*options, "--save-every", "0")
+    assert f"of '{victim}' in probe group 2 of half 1 holds NaN or infinity." in message
 
 
 # Tokenizers and data

@@ -15,7 +15,7 @@ from families import FAMILIES
 from problems import completions, run_report
 from tokens import byte_tokenizer
 
-from hlscore.errors import CaptureError, UsageError
+from hlscore.errors import CaptureError, DataError, UsageError
 from hlscore.flow.forecast import forecast
 from hlscore.gradients.movement import with_movement
 from hlscore.inputs.formats import ExampleSet
@@ -156,9 +156,9 @@ def test_the_run_and_its_dry_run_go_by_the_examples_of_each_trial(
     assert report.run.trial_steps == foreseen.trial_steps
     asked = RankSettings.of(given)
     if few and "with a loss" in few:
-        with pytest.raises(CaptureError, match=few):
+        with pytest.raises(DataError, match=few):
             run_report(model, examples, asked)
-        with pytest.raises(CaptureError, match=few):
+        with pytest.raises(DataError, match=few):
             forecast(model, byte_tokenizer(), examples, asked, torch.device("cpu"))
     else:
         assert run_report(model, examples, asked).run.movement == "trial"

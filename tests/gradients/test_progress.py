@@ -119,7 +119,7 @@ def test_runs_that_break_off_after_every_write_end_alike(
     other = undisturbed(name)
     assert report.rows == other.rows
     assert report.probes == other.probes
-    assert not list(tmp_path.iterdir())
+    assert unfinished_runs(tmp_path)  # until the results are written
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -147,8 +147,6 @@ def test_resumed_run_keeps_the_estimator_that_was_chosen(
     assert report.run.estimator == chosen
     assert report.run.notes == expected.run.notes
     assert report.rows == expected.rows
-    with pytest.raises(UsageError, match="no unfinished run"):
-        stored_run(tmp_path, run, resume=True)
 
 
 def test_batches_that_fitted_are_remembered(tmp_path: Path) -> None:
@@ -327,11 +325,24 @@ def test_a_process_goes_on_from_what_it_has_stored(tmp_path: Path) -> None:
     assert found == PROGRESS
     assert state["a"].tolist() == [1.0, 1.0]
     assert other.load(start, CPU) == (start, {})
-    said[0] = False
-    with pytest.raises(UsageError, match="no unfinished run"):
-        other.load(start, CPU)
-    file.forget()
-    assert not list(tmp_path.iterdir())
+    alone = progress_file(tmp_path)
+    with pytest.raises(UsageError, match="another number of processes") as error:
+        alone.load(start, CPU)  # there is progress, of two processes
+    assert "--force" in (error.value.hint or "")
+    # Where processes go in step, all must have stored the same place.
+    said[0] = True
+    storage = UnfinishedRun(folder=tmp_path, every_seconds=1, resume=True)
+    in_step = ProgressFile(storage, _Behind(rank=0, size=2), together=True)
+    with pytest.raises(UsageError, match="were stopped while they stored"):
+        in_step.load(start, CPU)
+
+
+class _Behind(Processes):
+    """Gathers what another process would say that has stored nothing."""
+
+    def gather(self, item: Any) -> list[Any]:
+        start = RunState(position=RunPosition(), loss=0.0, batch_size=9)
+        return [item, start if isinstance(item, RunState) else False]
 
 
 def test_times_of_a_resumed_run_are_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
 import hlscore
-from hlscore.errors import CaptureError, UsageError
+from hlscore.errors import CaptureError, DataError, UsageError
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.sums import ExactGradients
@@ -369,7 +369,7 @@ def test_trials_that_cannot_be_run_are_refused() -> None:
     model = FAMILIES["llama"].build()
     with pytest.raises(CaptureError, match="No weight moved"):
         run_report(model, EXAMPLES, options(trial_rate=1e-30))
-    with pytest.raises(CaptureError, match="too few for 8 trials"):
+    with pytest.raises(DataError, match="too few for 8 trials"):
         run_report(model, completions(6), options(trials=8))
     for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
         with pytest.raises(UsageError, match="is for trials, and none are run"):
