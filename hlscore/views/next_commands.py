@@ -34,7 +34,7 @@ def after_rank(report: ScoreReport, plan: Plan, paths: Mapping[str, Path]) -> It
         unknown = ("model", "samples", *NOT_VALIDATED)
         words = arguments(ValidateSettings, of_run, without=unknown)
         trial = command("validate", report.model.model, "--plan", plan_file, *words)
-        yield trial, "does it beat LoRA with as many parameters here? often it does not"
+        yield trial, "does it beat LoRA and rsLoRA with as many parameters here?"
 
 
 def plan_again(
