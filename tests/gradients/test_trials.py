@@ -21,6 +21,7 @@ import hlscore
 from hlscore.errors import CaptureError, DataError, UsageError
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
+from hlscore.gradients.progress import ProgressFile
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer, round_randomly
 from hlscore.gradients.trials import TrialRun
@@ -381,6 +382,23 @@ def test_trials_that_cannot_be_run_are_refused() -> None:
             hlscore.rank(
                 model, byte_tokenizer(), data=list(EXAMPLES.rows), movement="trial", score=score
             )
+
+
+@pytest.mark.parametrize(("run", "together"), [(options(trials=2), True), (settings(), False)])
+def test_trials_of_several_processes_are_stored_in_step(
+    run: RankSettings, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process holds the sums of all, so that the others are done with saving much sooner."""
+    told, real = [], ProgressFile.__init__
+
+    def noted(self: ProgressFile, *args: Any, **more: Any) -> None:
+        told.append(more["together"])
+        real(self, *args, **more)
+
+    monkeypatch.setattr(ProgressFile, "__init__", noted)
+    storage = UnfinishedRun(folder=tmp_path, every_seconds=0, resume=False)
+    run_report("llama", EXAMPLES, run, storage=storage)
+    assert told == [together]
 
 
 class _StoppedError(Exception):
