@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -79,11 +80,14 @@ def choose_estimator(
     """
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
-    columns = capture.sketch_size or default_sketch_size(largest)
-    needs = predict(
-        model, candidates, probes, capture,
-        sketch_size=columns, itemsize=itemsize, processes=processes.size,
-    )  # fmt: skip
+    of_sketches = columns = capture.sketch_size or default_sketch_size(largest)
+    if capture.sketch_size is None:
+        # Beside exact sums they give standard errors alone.
+        columns //= 2
+    predicted = partial(
+        predict, model, candidates, probes, capture, itemsize=itemsize, processes=processes.size
+    )
+    needs = predicted(sketch_size=columns)
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
     if stored is not None:
@@ -104,6 +108,8 @@ def choose_estimator(
         compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
         estimator = "exact" if fits else "sketch"
         reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
+    if estimator == "sketch":
+        columns, needs = of_sketches, predicted(sketch_size=of_sketches)
     score = find_score(settings.plan.score)
     if estimator == "sketch" and score.needs == "whole gradients":
         raise UsageError(

@@ -38,8 +38,8 @@ class CaptureSettings:
     )
     sketch_size: int | None = option(
         None,
-        "Columns of a sketch: more are more exact. Standard errors of exact sums use as many.",
-        default="8 x rank, at least 128",
+        "Columns of a sketch: more are more exact. Standard errors of exact sums use them too.",
+        default="8 x rank, at least 128; half beside exact sums",
         low=2,
         high=2**16,
     )
