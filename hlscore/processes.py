@@ -84,10 +84,6 @@ class Processes:
         distributed.all_gather_object(everywhere, item)
         return everywhere
 
-    def wait(self) -> None:
-        """Return when every process has come here."""
-        self.gather(None)
-
 
 def started_as() -> Processes:
     """Read from the environment, as `torchrun` sets it, which process this is; needs no torch."""

@@ -83,7 +83,7 @@ def resumed(me: Processes, folder: Path) -> Any:
 
     with patch.object(ProgressFile, "save", breaking), suppress(BrokenError):
         rows(me, "llama", "sketch", COUNTS["many"], storage)
-    me.wait()
+    me.gather(None)  # both have broken off
     return rows(me, "llama", "sketch", COUNTS["many"], replace(storage, resume=True))
 
 

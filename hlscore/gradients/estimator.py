@@ -34,7 +34,7 @@ class MemoryNeeds:
     exact_sums: int  # float32 sums of both halves and group sketches of the exact estimator
     largest_gradient: int  # the largest gradient that is formed at a time
     sketch_sums: int  # sketches of both halves and of the groups
-    test_matrices: int  # what is multiplied for sketches, and gradients that have to be formed
+    sketch_work: int  # test matrices, and the largest gradient that has to be formed
 
     def sums(self, estimator: str) -> int:
         """What an estimator adds up: that is stored, too, where a run is to be resumed."""
@@ -42,7 +42,7 @@ class MemoryNeeds:
 
     def on_device(self, estimator: str, *, sums_on_host: bool) -> int:
         """Memory that an estimator takes on the device of the model."""
-        work = self.test_matrices if estimator == "sketch" else self.largest_gradient
+        work = self.sketch_work if estimator == "sketch" else self.largest_gradient
         elsewhere = sums_on_host and estimator == "exact"
         return self.activations + work + (0 if elsewhere else self.sums(estimator))
 
@@ -175,5 +175,5 @@ def predict(
         exact_sums=sums + grouped,
         largest_gradient=2 * largest * itemsize,
         sketch_sums=sketches + grouped,
-        test_matrices=sum(omegas.values()) + 2 * formed,
+        sketch_work=sum(omegas.values()) + 2 * formed,
     )

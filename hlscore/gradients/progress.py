@@ -121,7 +121,7 @@ class ProgressFile:
             by = f" '{others[0].name}'" if others else ""
             raise UsageError(
                 f"The progress{by} in '{self._folder}' was stored by another number of processes, "
-                f"or by another version of hlscore; this is a run of {self._processes.size}.",
+                f"or by another version of hlscore; this run has {self._processes.size}.",
                 hint="Resume with as many processes (torchrun --nproc-per-node N), or start anew "
                 "with --force.",
             )

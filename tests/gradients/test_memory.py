@@ -245,7 +245,7 @@ def test_sums_take_the_memory_that_was_predicted(
     assert sketches == needs.sketch_sums == needs.sums("sketch")
     expected = omegas + 2 * 4 * max(formed, default=0)
     biases = 2 * 4 * 300  # n_params counts them
-    assert expected - biases <= needs.test_matrices <= expected
+    assert expected - biases <= needs.sketch_work <= expected
     on_device = needs.on_device("exact", sums_on_host=False)
     assert on_device >= sums + needs.largest_gradient
     assert on_device - needs.on_device("exact", sums_on_host=True) == sums

@@ -84,7 +84,6 @@ def test_one_process_needs_no_others() -> None:
     alone = Processes()
     tensors = {"a": torch.ones(2)}
     assert alone.add_up(tensors) == tensors
-    alone.wait()
     assert (alone.total([1.0]), alone.gather(3), alone.share("abc")) == ([1.0], [3], "abc")
     assert alone.is_main
 
